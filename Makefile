@@ -1,0 +1,69 @@
+# Everything here sets itself up: it needs make and Python 3.11 or newer, nothing else.
+#
+#   make quickstart   find the ten classes of the dataset inside the package
+#   make test         lint, types, short tests        make test-all   every test
+#   make format       format and fix what can be      make clean      remove what was made here
+#
+# Another interpreter: make PYTHON=python3.12. By hand, `make venv` is
+#
+#   python3 -m venv .venv
+#   .venv/bin/pip install -r requirements-dev.txt
+#   .venv/bin/pip install --no-deps --no-build-isolation --editable .
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Empty files that say which set of packages is installed; older than a list of packages, they are
+# made again.
+RUNTIME := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help venv quickstart test test-all lint types format clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+venv: $(DEVELOPMENT)
+
+quickstart: $(RUNTIME)
+	$(BIN)/python -m hume_jax.main --config=configs/quickstart.py
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint types
+	$(BIN)/python -m pytest
+
+lint: $(DEVELOPMENT)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEVELOPMENT)
+	$(BIN)/mypy
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find hume_jax configs experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "error: no $(PYTHON) found; name a Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is too old, Python 3.11 or newer is needed: make PYTHON=..." >&2; \
+	  exit 1; }
+	@echo "installing the pinned requirements into $(VENV) (once, about two minutes)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --requirement requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
+	@echo "installing the tools for lint, types and tests into $(VENV)" >&2
+	@$(PIP) --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,183 @@
+"""Every field of a config, with the values of the two presets.
+
+A field that is `None` here is filled in from `presets.fast` or `presets.paper`, whichever `preset`
+names; a value set in a config file or by a flag (`--config.search.steps=400`) wins over both.
+"""
+
+from ml_collections import config_dict
+
+from hume_jax.config import PATHS
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the fields that all configs share."""
+    config = config_dict.ConfigDict()
+
+    # The settings that fill every open field: 'fast' (this project's) or 'paper' (the reference's).
+    config.preset = "fast"
+    # What is searched: 'inductive' the train rows, 'transductive' the train and test rows.
+    config.setting = "inductive"
+    # Number of classes to find; 0 = must be given.
+    config.n_classes = 0
+    # Share of the rows that each class is expected to hold, a tuple of n_classes positive numbers
+    # (scaled to sum 1); () = the same for all.
+    config.class_prior = ()
+    # Number of tasks, i.e. of searches from different random starts.
+    config.n_tasks = config_dict.placeholder(int)
+    # Tasks searched at a time; 0 = as many as fit in memory.
+    config.task_batch = 0
+    # Seed of every random number of the run.
+    config.seed = 0
+
+    config.data = _data()
+    presets = _presets()
+    config.encoder = _open_fields(presets, "encoder")
+    config.search = _open_fields(presets, "search")
+    # Rows belong to this many virtual shards, the same for every number of devices that divides it.
+    config.search.shards = 64
+    config.inner = _open_fields(presets, "inner")
+    config.score = _score()
+
+    config.ensemble = _open_fields(presets, "ensemble")
+    # Share of the tasks that vote, at least one; not for 'all'.
+    config.ensemble.fraction = 0.5
+
+    # Whether to run k-means and the supervised probe in each space beside the search.
+    config.baselines = True
+    # Whether to draw the plots.
+    config.plots = True
+    # Precision of float32 products on devices that have a faster, coarser one: 'highest', 'high'
+    # or 'default'.
+    config.precision = "highest"
+    # Outer steps per compiled call, and per line of metrics.jsonl.
+    config.log_every = 10
+    # Least time between two checkpoints, in seconds.
+    config.checkpoint_seconds = 20.0
+
+    config.presets = presets
+    return config.lock()
+
+
+def use_authors_files(config: config_dict.ConfigDict, files: str, phi2: str) -> None:
+    """Points the data fields at the arrays that the paper's authors published.
+
+    Their archive unpacks to a folder `data`:
+    https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip
+
+    Args:
+      config: changed in place.
+      files: what the names of the dataset's files start with, e.g. `cifar10`.
+      phi2: folder of the second space, `dino`, `clip` or `bit`.
+    """
+    for split in ("train", "test"):
+        fields = config.data[split]
+        fields.phi1 = f"data/representations/mocov2/{files}{split}_l2.npy"
+        fields.phi2 = f"data/representations/{phi2}/{files}{split}.npy"
+        fields.labels = f"data/labels/{files}{split}_targets.npy"
+
+
+def _data() -> config_dict.ConfigDict:
+    data = config_dict.ConfigDict()
+    for split in ("train", "test"):
+        fields = data[split] = config_dict.ConfigDict()
+        # The space that the labelling is linear in: an .npy file of shape (n, d1), float16 or
+        # float32, rows in the dataset's order. A tuple of files is joined column by column.
+        fields.phi1 = config_dict.FieldReference("", field_type=PATHS)
+        # The space that the labelling must be separable in, (n, d2). With a tuple of files the
+        # objective is averaged over them.
+        fields.phi2 = config_dict.FieldReference("", field_type=PATHS)
+        # True labels, an integer .npy file of shape (n,), for the scores alone; '' = none.
+        fields.labels = ""
+    return data
+
+
+def _score() -> config_dict.ConfigDict:
+    score = config_dict.ConfigDict()
+    # Folds of the cross-validated accuracy, and splits of the held-out objective of a found task.
+    score.folds = 5
+    # Rows that both are computed on, drawn once for all tasks (fewer if the data has fewer).
+    score.rows = 10000
+    # Penalty lambda of these fits.
+    score.penalty = 1e-4
+    # Bound on the steps of these fits.
+    score.steps = 1000
+    # Norm of the gradient, relative to the one at zero, at which these fits stop.
+    score.tolerance = 1e-4
+    return score
+
+
+def _presets() -> config_dict.ConfigDict:
+    fast, paper = config_dict.ConfigDict(), config_dict.ConfigDict()
+    for preset in (fast, paper):
+        for section in ("encoder", "search", "inner", "ensemble"):
+            preset[section] = config_dict.ConfigDict()
+
+    fast.n_tasks, paper.n_tasks = 16, 100
+
+    # Centre phi1 with the mean of the searched rows and scale each row to unit norm; the reference
+    # takes phi1 as stored.
+    fast.encoder.normalise, paper.encoder.normalise = True, False
+    # Temperature T of the labels, sparsemax(theta^T phi1 / T).
+    fast.encoder.temperature, paper.encoder.temperature = 0.1, 0.1
+    # Start of theta: 'random', orthonormal columns.
+    fast.encoder.start, paper.encoder.start = "random", "random"
+
+    # Outer steps.
+    fast.search.steps, paper.search.steps = 200, 1000
+    # Rows of the random subset that a step looks at.
+    fast.search.subset_size, paper.search.subset_size = 5000, 10000
+    # Share of these rows that the inner fit sees; the held-out loss is taken on the others.
+    fast.search.train_fraction, paper.search.train_fraction = 0.9, 0.9
+    # Subsets whose gradients are averaged in one step.
+    fast.search.subsets_per_step, paper.search.subsets_per_step = 1, 20
+    # Learning rate of Adam.
+    fast.search.learning_rate, paper.search.learning_rate = 0.03, 1e-3
+    # Largest norm of a task's gradient.
+    fast.search.clip, paper.search.clip = 1.0, 1.0
+    # Steps at which the learning rate and the temperature are multiplied by the two factors below.
+    fast.search.anneal_steps, paper.search.anneal_steps = (120, 160), (100, 200)
+    # Factor of the learning rate.
+    fast.search.anneal_learning_rate, paper.search.anneal_learning_rate = 0.1, 0.1
+    # Factor of the temperature.
+    fast.search.anneal_temperature, paper.search.anneal_temperature = 0.1, 0.1
+    # Weight eta of the entropy term.
+    fast.search.entropy_weight, paper.search.entropy_weight = 10.0, 10.0
+
+    # Centre phi2 and scale it to unit mean squared norm; the reference takes phi2 as stored.
+    fast.inner.normalise, paper.inner.normalise = True, False
+    # Solve in coordinates in which the problem is well conditioned.
+    fast.inner.precondition, paper.inner.precondition = True, False
+    # Leading principal directions of phi2 that are kept; 0 = all.
+    fast.inner.directions, paper.inner.directions = 0, 0
+    # Penalty lambda on the squared norm of W.
+    fast.inner.penalty, paper.inner.penalty = 1e-4, 0.0
+    # Derivative of the fit: 'implicit' (one linear system), 'unrolled' (through the steps),
+    # 'first_order' (none: W is taken as constant in theta).
+    fast.inner.adjoint, paper.inner.adjoint = "implicit", "unrolled"
+    # Steps of the fit: 'nesterov' (accelerated) or 'gradient' (plain).
+    fast.inner.solver, paper.inner.solver = "nesterov", "gradient"
+    # Number of these steps.
+    fast.inner.steps, paper.inner.steps = 15, 300
+    # Conjugate gradient steps of the implicit derivative.
+    fast.inner.adjoint_steps, paper.inner.adjoint_steps = 10, 10
+    # Size of a step; 0 = 2 / max(1, s) with s the largest eigenvalue of the subset's problem.
+    fast.inner.step_size, paper.inner.step_size = 0.0, 1e-3
+    # Start of W: 'warm' (the last step's solution), 'cold' (zero), 'random' (anew for each subset,
+    # uniform in +-1/sqrt(d2)), 'fixed' (one such draw, kept).
+    fast.inner.start, paper.inner.start = "warm", "random"
+
+    # Which tasks vote: those that agree most with the others ('agreement'), those best by
+    # 'objective' or by 'cv_accuracy', or 'all'.
+    fast.ensemble.select, paper.ensemble.select = "agreement", "all"
+
+    presets = config_dict.ConfigDict()
+    presets.fast, presets.paper = fast, paper
+    return presets
+
+
+def _open_fields(presets: config_dict.ConfigDict, section: str) -> config_dict.ConfigDict:
+    """Returns the section's fields, of the types that the presets give them, without a value."""
+    fields = presets.fast[section]
+    return config_dict.ConfigDict(
+        {name: config_dict.placeholder(fields.get_type(name)) for name in fields}
+    )

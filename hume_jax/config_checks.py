@@ -1,0 +1,154 @@
+"""What the values of a config may be."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hume_jax.errors import UserError
+
+# The values a text field may take.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "setting": ("inductive", "transductive"),
+    "preset": ("fast", "paper"),
+    "encoder.start": ("random",),
+    "inner.adjoint": ("implicit", "unrolled", "first_order"),
+    "inner.solver": ("nesterov", "gradient"),
+    "inner.start": ("warm", "cold", "fixed", "random"),
+    "ensemble.select": ("agreement", "objective", "cv_accuracy", "all"),
+    "precision": ("default", "high", "highest"),
+}
+
+# The bounds of number fields. Every number must be finite.
+_AT_LEAST = {
+    "n_classes": 2,
+    "n_tasks": 1,
+    "task_batch": 0,
+    "seed": 0,
+    "search.steps": 1,
+    "search.subset_size": 2,
+    "search.subsets_per_step": 1,
+    "search.entropy_weight": 0,
+    "search.shards": 1,
+    "inner.directions": 0,
+    "inner.penalty": 0,
+    "inner.steps": 1,
+    "inner.adjoint_steps": 1,
+    "inner.step_size": 0,
+    "score.folds": 2,
+    "score.rows": 2,
+    "score.steps": 1,
+    "log_every": 1,
+    "checkpoint_seconds": 0,
+}
+_GREATER_THAN_ZERO = (
+    "encoder.temperature",
+    "search.train_fraction",
+    "search.learning_rate",
+    "search.clip",
+    "search.anneal_learning_rate",
+    "search.anneal_temperature",
+    "score.penalty",
+    "score.tolerance",
+    "ensemble.fraction",
+)
+_AT_MOST = {"seed": 2**31 - 1, "ensemble.fraction": 1}
+_LESS_THAN = {"search.train_fraction": 1}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'X'?` with the nearest known word, or nothing if none is near."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Raises a `UserError` unless the value is one of the field's `CHOICES`."""
+    if value not in CHOICES[name]:
+        raise UserError(
+            f"config field {name!r} is {value!r}, it must be one of "
+            f"{', '.join(CHOICES[name])}{suggest(str(value), CHOICES[name])}"
+        )
+
+
+def check_values(flat: Mapping[str, Any]) -> None:
+    """Checks the values of a config, one by one and against each other.
+
+    Args:
+      flat: all fields under their dotted names.
+
+    Raises:
+      UserError: the first field found without a value or with one it cannot have.
+    """
+    for name, value in flat.items():
+        if value is None:
+            raise UserError(f"config field {name!r} has no value: set it, or choose a preset")
+    for name in CHOICES:
+        check_choice(name, flat[name])
+    for name, value in flat.items():
+        if isinstance(value, int | float):
+            _check_limits(name, value)
+    steps = flat["search.anneal_steps"]
+    if any(type(s) is not int or s < 1 for s in steps) or sorted(set(steps)) != list(steps):
+        raise UserError(
+            f"config field 'search.anneal_steps' is {steps}, it must be step numbers in rising "
+            "order, e.g. (100, 200), or () for none"
+        )
+    if flat["inner.penalty"] == 0 and (
+        flat["inner.adjoint"] == "implicit" or flat["inner.precondition"]
+    ):
+        raise UserError(
+            "config field 'inner.penalty' is 0, with inner.adjoint=implicit or inner.precondition "
+            "it must be positive: without a penalty the inner fit has no unique solution"
+        )
+
+
+def _check_limits(name: str, value: float) -> None:
+    if math.isfinite(value):
+        if name in _AT_LEAST and value < _AT_LEAST[name]:
+            limit = f"at least {_AT_LEAST[name]}"
+        elif name in _GREATER_THAN_ZERO and value <= 0:
+            limit = "greater than 0"
+        elif name in _AT_MOST and value > _AT_MOST[name]:
+            limit = f"at most {_AT_MOST[name]}"
+        elif name in _LESS_THAN and value >= _LESS_THAN[name]:
+            limit = f"less than {_LESS_THAN[name]}"
+        else:
+            return
+    else:
+        limit = "finite"
+    hint = ": say how many classes to look for, --config.n_classes=K" if name == "n_classes" else ""
+    raise UserError(f"config field {name!r} is {value}, it must be {limit}{hint}")
+
+
+def paths(name: str, value: Any) -> str | tuple[str, ...]:
+    """Returns the path or paths of a data field, several as a tuple."""
+    if name == "labels":
+        if not isinstance(value, str):
+            raise UserError(f"config field 'data.*.labels' is {value!r}, it must be one path")
+        return value
+    if isinstance(value, str):
+        return value
+    several = tuple(value)
+    if not several or not all(isinstance(path, str) and path for path in several):
+        raise UserError(f"config field 'data.*.{name}' is {value!r}, it must hold paths")
+    return several
+
+
+def prior(weights: Iterable[float], n_classes: int) -> tuple[float, ...]:
+    """Checks the class prior and scales it to sum 1; () stands for the uniform one."""
+    values = tuple(weights)
+    if not values:
+        return ()
+    if len(values) != n_classes:
+        raise UserError(
+            f"config field 'class_prior' has {len(values)} values for {n_classes} classes: "
+            "give one for each class, or () for the uniform prior"
+        )
+    if not all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in values):
+        raise UserError(f"config field 'class_prior' is {values}, it must be positive numbers")
+    total = math.fsum(values)
+    # What already sums to 1 stays as it is, so that resolving twice changes no bit.
+    if abs(total - 1) < 1e-12:
+        return tuple(float(v) for v in values)
+    return tuple(v / total for v in values)

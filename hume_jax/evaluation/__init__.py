@@ -1,0 +1,1 @@
+"""How good a labelling is: with the true labels, and without them."""

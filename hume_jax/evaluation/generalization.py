@@ -1,0 +1,100 @@
+"""The label-free score of finished tasks: how well a linear model in phi2 generalises on them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from hume_jax.core import inner_fit
+from hume_jax.core.objective import label_entropy
+
+
+class Generalization(NamedTuple):
+    """Scores of S tasks on their hard labels, so that temperature does not enter."""
+
+    objective: Array  # (S,) float32, heldout_ce + eta KL(label histogram || prior)
+    heldout_ce: Array  # (S,) float32, nats, mean over the folds
+    cv_accuracy: Array  # (S,) float32, share of held-out rows predicted right
+    entropy: Array  # (S,) float32, nats, of the label histogram
+    residual: Array  # (S,) float32, largest inner gradient norm over the folds
+
+
+def folds(n: int, count: int, rows: int, seed: int) -> np.ndarray:
+    """Random disjoint folds of equal size.
+
+    Args:
+      n: number of rows to draw from.
+      count: number of folds.
+      rows: at most this many rows are used.
+      seed: of the draw.
+
+    Returns:
+      ``(count, min(n, rows) // count)`` int32 row numbers; the remainder is left out.
+    """
+    size = min(n, rows) // count
+    order = np.random.default_rng(seed).permutation(n)[: size * count]
+    return order.reshape(count, size).astype(np.int32)
+
+
+def score(
+    tasks: Array,
+    x: Array,
+    penalty: Array,
+    rows: Array,
+    log_prior: Array,
+    *,
+    entropy_weight: float,
+    steps: int,
+    tolerance: float,
+) -> Generalization:
+    """Cross-validates a linear model in the second representation on found labels.
+
+    The folds are the same for all tasks, and every fit runs until its residual is below
+    ``tolerance``. The objective is that of Eq. 7 with these folds as its splits.
+
+    Args:
+      tasks: ``(S, n)`` int32 hard labels below K.
+      x: ``(n, r)`` rows in the coordinates of the inner fit.
+      penalty: ``(r,)``.
+      rows: ``(folds, size)`` row numbers, see `folds`.
+      log_prior: ``(K,)``.
+      entropy_weight: eta.
+      steps: bound on the steps of a fit.
+      tolerance: residual, the norm of the inner gradient, at which a fit ends.
+
+    Returns:
+      `Generalization`.
+    """
+    n_classes, n_folds = log_prior.shape[0], rows.shape[0]
+
+    def one_fold(index: Array) -> tuple[Array, Array, Array]:
+        test = rows[index]
+        train = rows[(index + 1 + jnp.arange(n_folds - 1)) % n_folds].reshape(-1)
+        x_train, x_test = x[train], x[test]
+        step = 2 / inner_fit.largest_curvature(x_train, penalty)
+
+        def one_task(labels: Array) -> tuple[Array, Array, Array]:
+            start = jnp.zeros((n_classes, x.shape[1]), x.dtype)
+            y_train = jax.nn.one_hot(labels[train], n_classes, dtype=x.dtype, axis=0)
+            w, residual = inner_fit.minimise(
+                start, x_train, y_train, penalty, step, steps=steps, tolerance=tolerance
+            )
+            y_test = jax.nn.one_hot(labels[test], n_classes, dtype=x.dtype, axis=0)
+            right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]
+            return inner_fit.cross_entropy(w, x_test, y_test), jnp.mean(right), residual
+
+        return jax.vmap(one_task)(tasks)
+
+    ce, right, residual = jax.lax.map(one_fold, jnp.arange(n_folds))
+    histogram = jax.vmap(lambda t: jnp.bincount(t, length=n_classes) / t.shape[0])(tasks)
+    entropy, divergence = jax.vmap(label_entropy, (0, None))(histogram, log_prior)
+    heldout_ce = jnp.mean(ce, axis=0)
+    return Generalization(
+        heldout_ce + entropy_weight * divergence,
+        heldout_ce,
+        jnp.mean(right, axis=0),
+        entropy,
+        jnp.max(residual, axis=0),
+    )

@@ -1,0 +1,95 @@
+"""Labels of any rows from found task encoders, and the file that keeps them.
+
+``predict`` is the vote of the stored, aligned task encoders, each on phi1 normalised as in the
+search; what a run writes for its own rows comes from the same functions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hume_jax.core import aggregate, task_encoder
+from hume_jax.representations.prepare import joined_rows
+from hume_jax.representations.scaling import Kind, Statistics
+
+# All rows pass in blocks of one shape, so a row's label does not depend on the rows beside it.
+_BLOCK = 4096
+
+
+class Model(NamedTuple):
+    """What is needed to label new rows."""
+
+    theta: np.ndarray  # (M, d1, K) float32, members of the ensemble with common class numbers
+    statistics: tuple[Statistics, ...]  # of each phi1 file, from the searched rows
+    kind: Kind  # how phi1 is normalised: 'rows' or 'stored'
+
+
+def encode(
+    theta: np.ndarray, arrays: Sequence[np.ndarray], statistics: Sequence[Statistics], kind: Kind
+) -> np.ndarray:
+    """Hard labels of every task encoder.
+
+    Args:
+      theta: (S, d1, K) float32.
+      arrays: phi1 as stored, one (n, d_j) array for each file.
+      statistics: of each file.
+      kind: see `Model`.
+
+    Returns:
+      (S, n) int32, each task in its own class numbers.
+    """
+    n = len(arrays[0])
+    labels = np.empty((len(theta), n), np.int32)
+    encoders = jnp.asarray(theta)
+    for start in range(0, n, _BLOCK):
+        block = [array[start : start + _BLOCK] for array in arrays]
+        rows = joined_rows(block, statistics, kind)
+        padded = np.zeros((_BLOCK, rows.shape[1]), np.float32)
+        padded[: len(rows)] = rows
+        labels[:, start : start + len(rows)] = _predict(encoders, padded)[:, : len(rows)]
+    return labels
+
+
+@jax.jit
+def _predict(theta: jax.Array, rows: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda one: task_encoder.predict(one, rows), theta)
+
+
+def predict(model: Model, arrays: Sequence[np.ndarray]) -> aggregate.Vote:
+    """Labels rows by the vote of a model's task encoders; ties go to the lowest class.
+
+    Args:
+      model: of a finished run.
+      arrays: phi1 as stored, one (n, d_j) array for each file.
+    """
+    tasks = encode(model.theta, arrays, model.statistics, model.kind)
+    return aggregate.vote(tasks, model.theta.shape[2])
+
+
+def aligned(theta: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """Reorders columns so that column k of every encoder is class k of the ensemble.
+
+    Args:
+      theta: (M, d1, K).
+      permutations: (M, K), class of a member -> class of the ensemble.
+    """
+    order = np.argsort(permutations, axis=1)
+    return np.take_along_axis(theta, order[:, None, :], axis=2)
+
+
+def to_arrays(model: Model) -> dict[str, np.ndarray]:
+    """A model as named arrays, for an .npz file."""
+    arrays = {"theta": model.theta, "kind": np.asarray(model.kind)}
+    for i, stats in enumerate(model.statistics):
+        arrays[f"mean_{i}"], arrays[f"scale_{i}"] = stats.mean, stats.scale
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, Any]) -> Model:
+    """The inverse of `to_arrays`."""
+    files = sum(name.startswith("mean_") for name in arrays)
+    stats = tuple(Statistics(arrays[f"mean_{i}"], arrays[f"scale_{i}"]) for i in range(files))
+    return Model(arrays["theta"], stats, str(arrays["kind"]))

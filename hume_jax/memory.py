@@ -1,0 +1,78 @@
+"""How much memory and work a search takes, known before it starts."""
+
+from typing import NamedTuple
+
+import jax
+import psutil
+
+from hume_jax.core.search import Search
+
+_FLOAT = 4
+
+
+class Shape(NamedTuple):
+    """Sizes of a search."""
+
+    rows: int  # searched rows, padding included
+    train: int  # rows of a split that the inner model is fitted on
+    test: int  # rows of a split that it is judged on
+    phi1: int  # columns of phi1
+    inner: tuple[int, ...]  # directions of each second space
+
+
+def data_bytes(shape: Shape) -> int:
+    """Bytes that do not depend on the number of tasks: the rows and one split of them."""
+    width = shape.phi1 + sum(shape.inner)
+    # The arrays once on the host and once on the device, and one split.
+    return _FLOAT * width * (2 * shape.rows + shape.train + shape.test)
+
+
+def task_bytes(shape: Shape, settings: Search) -> int:
+    """Bytes that each further task of a batch takes."""
+    k = settings.n_classes
+    # theta, two Adam moments, gradient, update, and what the orthonormal map keeps.
+    encoder = 10 * k * shape.phi1 + 30 * k * k
+    # Labels, logits, probabilities and their cotangents on one split.
+    labels = 8 * k * (shape.train + shape.test)
+    # Solution, extrapolation, gradient; residual, direction and product of the adjoint.
+    solver = sum(8 * k * r for r in shape.inner)
+    if settings.inner.adjoint == "unrolled":
+        # Each step's start is kept for the way back: three matrices a step.
+        solver += sum(3 * settings.inner.steps * k * r for r in shape.inner)
+    return _FLOAT * (encoder + labels + solver)
+
+
+def available_bytes() -> int:
+    """Memory that a new computation may take: of the accelerator, or else of this machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return int(psutil.virtual_memory().available)
+
+
+def products(settings: Search, spaces: int) -> int:
+    """Products of the size (tasks * K, r) x (r, rows) in one outer step."""
+    inner = settings.inner
+    each = {
+        "implicit": 2 * inner.steps + 2 * inner.adjoint_steps + 3,
+        "first_order": 2 * inner.steps + 1,
+        # Forward, once more on the way back, and the way back itself.
+        "unrolled": 8 * inner.steps + 1,
+    }[inner.adjoint]
+    return each * spaces * settings.subsets_per_step
+
+
+def step_flops(shape: Shape, settings: Search, tasks: int) -> float:
+    """Floating-point operations of one outer step, of the inner products alone."""
+    width = sum(shape.inner) / len(shape.inner)
+    one = 2.0 * tasks * settings.n_classes * width * shape.train
+    return one * products(settings, len(shape.inner))
+
+
+def block_steps(shape: Shape, settings: Search, tasks: int, longest: int) -> int:
+    """Outer steps of one compiled call: about ten seconds on two CPU cores, at most ``longest``.
+
+    A rule of the sizes alone, never of a clock, so a resumed run takes the same blocks.
+    """
+    fitting = int(5e11 / step_flops(shape, settings, tasks))
+    return max(d for d in range(1, longest + 1) if longest % d == 0 and (d == 1 or d <= fitting))

@@ -1,0 +1,294 @@
+"""``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import config_dict
+
+import hume_jax
+from hume_jax import config as config_lib
+from hume_jax import labelling, planning, scoring, search_loop
+from hume_jax.core import aggregate, search
+from hume_jax.progress import duration
+from hume_jax.report import plots, results
+from hume_jax.representations import store
+from hume_jax.representations.prepare import InnerRows, inner_rows, joined_rows, space_statistics
+from hume_jax.representations.scaling import Kind
+from hume_jax.workdir import Workdir
+
+_PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
+
+
+class Found(NamedTuple):
+    """Labels of one split."""
+
+    tasks: np.ndarray  # (S, n) int32, each task in its own class numbers
+    vote: aggregate.Vote
+
+
+def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Searches, scores and reports what a config asks for.
+
+    Started again in the same workdir, it goes on from the last checkpoint.
+
+    Args:
+      config: as a config file and flags left it; it is resolved here.
+      workdir: the run's folder.
+
+    Returns:
+      What is written to results.json; the table of it is printed.
+
+    Raises:
+      UserError: anything a user can mend, before any long work starts.
+    """
+    began = time.perf_counter()
+    config = config_lib.resolve(config)
+    dataset = store.open_dataset(config.data)
+    warnings = store.check_search(
+        dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
+    )
+    with Workdir(workdir, config) as folder:
+        for warning in warnings:
+            logging.warning("%s", warning)
+        summary = _Run(config, dataset, folder, began).all()
+        print(results.table(summary))
+        print(f"\nresults, labels and plots: {folder.path}")
+    return summary
+
+
+class _Run:
+    """The stages of one run; what a stage needs of an earlier one is passed on."""
+
+    def __init__(
+        self,
+        config: config_dict.ConfigDict,
+        dataset: store.Dataset,
+        folder: Workdir,
+        began: float,
+    ) -> None:
+        self.config, self.dataset, self.folder, self.began = config, dataset, folder, began
+        self.splits = store.search_splits(dataset, config.setting)
+        self.n = sum(split.n for split in self.splits)
+        prior = config.class_prior or (1 / config.n_classes,) * config.n_classes
+        self.prior = np.asarray(prior, np.float64)
+        self.kind: Kind = "rows" if config.encoder.normalise else "stored"
+        self.statistics = space_statistics([split.phi1 for split in self.splits], self.kind)
+        self.seconds: dict[str, float] = {}
+
+    def all(self) -> dict[str, Any]:
+        """Every stage in order."""
+        jax.config.update("jax_default_matmul_precision", self.config.precision)
+        theta = self._search()
+        searched = time.perf_counter()
+        tasks = np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
+        scores = self._scores(tasks)
+        ensemble = self._ensemble(tasks, scores)
+        found = self._label(theta, tasks, ensemble)
+        floor_and_ceiling = self._baselines()
+        self.seconds["score"] = time.perf_counter() - searched
+        return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
+
+    def _search(self) -> np.ndarray:
+        """Task encoders (S, d1, K) float32."""
+        config = self.config
+        phi1 = np.concatenate(
+            [joined_rows(split.phi1.arrays, self.statistics, self.kind) for split in self.splits]
+        )
+        inner = self._inner_rows()
+        widths = tuple(space.x.shape[1] for space in inner)
+        plan = planning.make_plan(config, self.n, phi1.shape[1], widths, self.folder)
+        shards = planning.shard_count(config, self.n)
+        data = search.Data(
+            search.deal(phi1, shards),
+            tuple(search.Rows(search.deal(space.x, shards), space.penalty) for space in inner),
+            search.shard_counts(self.n, shards),
+        )
+        del phi1, inner
+        seconds = search_loop.estimate_seconds(plan, data)
+        logging.info(
+            "searching %d tasks in %d %s: %d steps on subsets of %d + %d of %d rows, about %s",
+            config.n_tasks, len(plan.batches), "batch" if len(plan.batches) == 1 else "batches",
+            plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
+        )  # fmt: skip
+        outcome = search_loop.run(plan, data, np.log(self.prior), self.folder)
+        self.seconds["compile"] = outcome.compile_seconds
+        self.seconds["search"] = outcome.search_seconds
+        return outcome.theta
+
+    def _inner_rows(self) -> list[InnerRows]:
+        settings = self.config.inner
+        spaces = []
+        files = zip(*(split.phi2.arrays for split in self.splits), strict=True)
+        for i, arrays in enumerate(files):
+            space = inner_rows(
+                arrays,
+                normalised=settings.normalise,
+                precondition=settings.precondition,
+                directions=settings.directions,
+                penalty=settings.penalty,
+            )
+            name = self.dataset.train.phi2.paths[i]
+            logging.info(
+                "%s: %d directions hold %.4f of the variance, %d left out",
+                name, space.x.shape[1], space.kept, space.dropped,
+            )  # fmt: skip
+            spaces.append(space)
+        return spaces
+
+    def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
+        return labelling.encode(theta, split.phi1.arrays, self.statistics, self.kind)
+
+    def _scores(self, tasks: np.ndarray) -> dict[str, np.ndarray]:
+        """Label-free scores of every task, (S,) each, and their agreement (S, S)."""
+        k = self.config.n_classes
+        scores = self._kept(
+            "scores",
+            lambda: scoring.score_tasks(self.config, self.splits, tasks, np.log(self.prior)),
+        )
+        matrix = aggregate.agreement_matrix(tasks, k)
+        return {
+            **scores,
+            "agreement_matrix": matrix,
+            "agreement": aggregate.mean_agreement(matrix),
+            "collapsed": aggregate.collapsed(tasks, k, self.prior),
+        }
+
+    def _ensemble(self, tasks: np.ndarray, scores: dict[str, np.ndarray]) -> aggregate.Ensemble:
+        """The vote of the best tasks by the config's selector."""
+        settings = self.config.ensemble
+        members = np.arange(len(tasks))
+        if settings.select != "all":
+            order = aggregate.rank(
+                scores[settings.select],
+                scores["collapsed"],
+                highest_first=settings.select != "objective",
+            )
+            members = np.sort(order[: max(1, round(settings.fraction * len(order)))])
+        return aggregate.ensemble(
+            tasks, self.config.n_classes, members, agreement=scores["agreement_matrix"]
+        )
+
+    def _label(
+        self, theta: np.ndarray, tasks: np.ndarray, ensemble: aggregate.Ensemble
+    ) -> dict[str, Found]:
+        """Labels of every split by the stored model, which is what predicts new rows."""
+        members = labelling.aligned(theta[ensemble.members], ensemble.permutations)
+        model = labelling.Model(members, self.statistics, self.kind)
+        self.folder.write_npz("model.npz", labelling.to_arrays(model))
+        train, test = self.dataset.train, self.dataset.test
+        vote = labelling.predict(model, train.phi1.arrays)
+        found = {"train": Found(tasks[:, : train.n], vote)}
+        if test is not None:
+            own = tasks[:, train.n :] if len(self.splits) == 2 else self._encode(theta, test)
+            found["test"] = Found(own, labelling.predict(model, test.phi1.arrays))
+        return found
+
+    def _baselines(self) -> dict[str, np.ndarray]:
+        if not self.config.baselines:
+            return {}
+        return self._kept(
+            "baselines", lambda: scoring.baselines(self.config, self.dataset, self.splits)
+        )
+
+    def _kept(
+        self, name: str, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """What an interrupted run of this workdir has computed already, or else computes it."""
+        path = self.folder.path / f"{name}.npz"
+        if not path.exists():
+            self.folder.write_npz(path.name, compute())
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _report(
+        self,
+        tasks: np.ndarray,
+        scores: dict[str, np.ndarray],
+        ensemble: aggregate.Ensemble,
+        found: dict[str, Found],
+        floor_and_ceiling: dict[str, np.ndarray],
+    ) -> dict[str, Any]:
+        """Writes labels.csv, results.json and the plots."""
+        entries = [self._task(i, task, scores, found) for i, task in enumerate(tasks)]
+        votes = {split: part.vote.labels for split, part in found.items()}
+        methods = {name.rpartition("_")[0] for name in floor_and_ceiling}
+        self.seconds["total"] = time.perf_counter() - self.began
+        summary = results.assemble(
+            version=hume_jax.__version__,
+            config_hash=config_lib.config_hash(self.config),
+            setting=self.config.setting,
+            n_classes=self.config.n_classes,
+            ensemble={
+                **self._judge(votes, "ensemble"),
+                "members": ensemble.members,
+                "reference": ensemble.reference,
+                "select": self.config.ensemble.select,
+                "agreement": float(np.mean(found["train"].vote.agreement)),
+                "class_counts": np.bincount(votes["train"], minlength=self.config.n_classes),
+            },
+            tasks=entries,
+            baselines={
+                method: self._judge(
+                    {s: floor_and_ceiling.get(f"{method}_{s}") for s in ("train", "test")}
+                )
+                for method in sorted(methods)
+            },
+            correlation=results.correlations(entries, "train" if len(self.splits) == 1 else "all"),
+            seconds=self.seconds,
+            device=_device(),
+            versions=_versions(),
+            duplicates=aggregate.duplicates(scores["agreement_matrix"]),
+            collapsed=np.flatnonzero(scores["collapsed"]),
+        )
+        self.folder.write_text(
+            "labels.csv", results.to_csv({split: part.vote for split, part in found.items()})
+        )
+        if self.config.plots:
+            plots.draw(self.folder.path, summary, self.folder.metrics())
+        self.folder.write_text("results.json", results.to_json(summary))
+        return summary
+
+    def _task(
+        self, i: int, task: np.ndarray, scores: dict[str, np.ndarray], found: dict[str, Found]
+    ) -> dict[str, Any]:
+        names = ("objective", "heldout_ce", "cv_accuracy", "entropy", "residual", "agreement")
+        return {
+            "seed": i,
+            **{name: scores[name][i] for name in names},
+            "n_classes_used": aggregate.classes_used(task, self.config.n_classes),
+            "collapsed": bool(scores["collapsed"][i]),
+            **self._judge({split: part.tasks[i] for split, part in found.items()}, "task"),
+        }
+
+    def _judge(
+        self, predicted: dict[str, np.ndarray | None], detail: str | None = None
+    ) -> dict[str, Any]:
+        """Scores of a labelling where labels were given; "all" beside them if transductive."""
+        true = {"train": self.dataset.train.labels}
+        if self.dataset.test is not None:
+            true["test"] = self.dataset.test.labels
+        given = {s: p for s, p in predicted.items() if p is not None}
+        if len(self.splits) == 2 and len(given) == 2 and all(t is not None for t in true.values()):
+            given["all"] = np.concatenate([given["train"], given["test"]])
+            true["all"] = np.concatenate([true["train"], true["test"]])
+        return results.score_splits(given, true, detail)
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+    }

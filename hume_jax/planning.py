@@ -1,0 +1,136 @@
+"""From a config and the sizes of a dataset to what is searched, in which pieces."""
+
+import json
+import math
+
+from absl import logging
+from ml_collections import config_dict
+
+from hume_jax import memory
+from hume_jax.core.inner_fit import InnerFit
+from hume_jax.core.search import Search
+from hume_jax.errors import UserError
+from hume_jax.search_loop import Plan
+from hume_jax.workdir import Workdir
+
+# Fewest rows of a virtual shard, and of a subset drawn from it: below these, fewer shards are used.
+_SHARD_ROWS, _SHARD_DRAW = 32, 16
+
+
+def shard_count(config: config_dict.ConfigDict, n: int) -> int:
+    """Virtual shards: a power of two, fewer than asked for where rows are few.
+
+    Args:
+      config: resolved.
+      n: searched rows.
+    """
+    subset = min(config.search.subset_size, n)
+    most = min(config.search.shards, n // _SHARD_ROWS, subset // _SHARD_DRAW)
+    return 2 ** int(math.log2(max(1, most)))
+
+
+def make_plan(
+    config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[int, ...], workdir: Workdir
+) -> Plan:
+    """Plans a search; a resumed run keeps the batches it began with.
+
+    Args:
+      config: resolved.
+      n: searched rows.
+      phi1: columns of phi1.
+      inner: directions of each second space.
+      workdir: of the run.
+
+    Raises:
+      UserError: more tasks at a time than fit in memory.
+    """
+    shards = shard_count(config, n)
+    subset = config.search.subset_size
+    if subset > n:
+        logging.warning("search.subset_size is %d, there are %d rows: all are used", subset, n)
+    draw = min(subset, n) // shards
+    train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
+    settings = _settings(config, train, draw - train)
+    shape = memory.Shape(
+        -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
+    )
+    return Plan(
+        settings,
+        shape,
+        config.seed,
+        config.search.steps,
+        _batches(config, shape, settings, workdir),
+        config.log_every,
+        config.checkpoint_seconds,
+    )
+
+
+def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
+    inner = config.inner
+    return Search(
+        n_classes=config.n_classes,
+        train_rows=train,
+        test_rows=test,
+        subsets_per_step=config.search.subsets_per_step,
+        entropy_weight=config.search.entropy_weight,
+        temperature=config.encoder.temperature,
+        learning_rate=config.search.learning_rate,
+        clip=config.search.clip,
+        anneal_steps=tuple(config.search.anneal_steps),
+        anneal_learning_rate=config.search.anneal_learning_rate,
+        anneal_temperature=config.search.anneal_temperature,
+        start=inner.start,
+        inner=InnerFit(
+            inner.adjoint, inner.solver, inner.steps, inner.adjoint_steps, inner.step_size
+        ),
+    )
+
+
+def _batches(
+    config: config_dict.ConfigDict, shape: memory.Shape, settings: Search, workdir: Workdir
+) -> tuple[tuple[int, ...], ...]:
+    path = workdir.path / "batches.json"
+    if not path.exists():
+        size = batch_size(
+            config.n_tasks, config.task_batch, shape, settings, memory.available_bytes()
+        )
+        tasks = list(range(config.n_tasks))
+        workdir.write_json(
+            path.name, [tasks[i : i + size] for i in range(0, config.n_tasks, size)]
+        )
+    return tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
+
+
+def batch_size(
+    tasks: int, asked: int, shape: memory.Shape, settings: Search, available: int
+) -> int:
+    """Tasks searched at a time.
+
+    Args:
+      tasks: of the run.
+      asked: `task_batch` of the config, 0 for as many as fit.
+      shape: of the search.
+      settings: of the search.
+      available: bytes of free memory.
+
+    Returns:
+      The size asked for, or else the largest that fits, evened out over the batches.
+
+    Raises:
+      UserError: it does not fit; the estimate and the size that fits are named.
+    """
+    fixed, each = memory.data_bytes(shape), memory.task_bytes(shape, settings)
+    # A tenth stays free: the estimate is one, and others use memory too.
+    fitting = max(0, int((0.9 * available - fixed) // each))
+    size = min(asked, tasks) if asked else min(tasks, max(1, fitting))
+    if size > fitting:
+        advice = (
+            f"set task_batch={fitting}, the tasks then run in several batches"
+            if fitting
+            else "lower search.subset_size or n_classes, or take a machine with more memory"
+        )
+        raise UserError(
+            f"a batch of {size} tasks needs about {(fixed + size * each) / 2**30:.3g} GiB, "
+            f"{available / 2**30:.3g} GiB are free: {advice}"
+        )
+    return size if asked else -(-tasks // -(-tasks // size))

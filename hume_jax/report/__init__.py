@@ -1,0 +1,1 @@
+"""What a run leaves for its reader: results, labels, a table, plots."""

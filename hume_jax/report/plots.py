@@ -1,0 +1,373 @@
+"""Plots of a run as PNG files, through matplotlib's objects: no global figure, no display.
+
+Two colours carry the meaning (blue for all tasks, orange for what stands out), chosen to differ
+for colour-blind readers and in grey. The size suits a README: about 800 pixels wide at one to one,
+stored at twice that.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
+
+from hume_jax.files import atomic_write
+from hume_jax.report.results import SPLITS, best_task, describe
+
+_BLUE, _ORANGE, _INK, _GREY, _LIGHT = "#2f6690", "#d1611c", "#24292f", "#6e7781", "#d8dee4"
+_CELLS = LinearSegmentedColormap.from_list("cells", ["#ffffff", "#a9c6de", "#2f6690", "#163a59"])
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "text.color": _INK,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+_DOTTED, _DASHED = (0, (1, 2)), (0, (4, 3))
+_DOTS_PER_INCH = 200
+# Ticks at these multiples of powers of ten.
+_ROUND = (1, 2, 2.5, 5, 10)
+# Up to this many classes a cell shows its count, and a tick its class.
+_NUMBERED_CLASSES = 30
+
+
+def draw(
+    folder: str | os.PathLike[str],
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    """Draws everything that a run has data for.
+
+    Args:
+      folder: where the files go.
+      results: as in results.json.
+      rows: of metrics.jsonl.
+
+    Returns:
+      The files written: ``curves.png``, ``objective.png`` and, where there are labels,
+      ``confusion.png``.
+    """
+    folder = Path(folder)
+    paths = []
+    tasks = results["tasks"]
+    if rows:
+        paths.append(folder / "curves.png")
+        draw_curves(paths[-1], rows, results["n_classes"], best=best_task(tasks, "objective"))
+    split = scored_split(results)
+    if any(task.get("objective") is not None for task in tasks):
+        paths.append(folder / "objective.png")
+        if split is None:
+            draw_label_free(paths[-1], tasks)
+        else:
+            correlation = results.get("correlation", {}).get("objective_acc")
+            accuracy = results["ensemble"].get(split, {}).get("acc")
+            draw_objective(paths[-1], tasks, split, correlation, accuracy)
+    scored = [s for s in SPLITS if "confusion" in results["ensemble"].get(s, {})]
+    if scored:
+        split = "test" if "test" in scored else scored[0]
+        entry = results["ensemble"][split]
+        paths.append(folder / "confusion.png")
+        draw_confusion(paths[-1], entry["confusion"], entry.get("classes"), split, entry["acc"])
+    return paths
+
+
+def scored_split(results: Mapping[str, Any]) -> str | None:
+    """Returns the split whose ACC tasks are compared on, None without labels.
+
+    It is the one the correlations were taken on, or else test, the union, train.
+    """
+    stated = [entry.get("split") for entry in results.get("correlation", {}).values()]
+    for split in (*stated, "test", "all", "train"):
+        if split and any(split in task for task in results["tasks"]):
+            return str(split)
+    return None
+
+
+def draw_curves(
+    path: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    n_classes: int,
+    *,
+    best: int | None = None,
+) -> None:
+    """Draws objective and entropy of every task against the outer step.
+
+    Args:
+      path: the PNG file.
+      rows: of metrics.jsonl: ``step``, ``tasks`` and, in the same order, ``objective`` and
+        ``entropy`` (nats) of each; ``learning_rate`` and ``temperature`` tell where both anneal.
+      n_classes: K; the entropy of even classes is log K.
+      best: a task to bring out, such as the one with the lowest final objective.
+    """
+    with _figure(path, 8.0, 3.3) as figure:
+        left, right = figure.subplots(1, 2)
+        for axes, key, name in (
+            (left, "objective", "objective"),
+            (right, "entropy", "entropy of the mean labels (nats)"),
+        ):
+            curves = _by_task(rows, key)
+            axes.set(xlabel="outer step", ylabel=name)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND))
+            if key == "objective" and _spans_decades(curves):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            for task, (steps, values) in curves.items():
+                if task != best:
+                    axes.plot(steps, values, color=_BLUE, linewidth=0.9, alpha=0.4)
+            if best in curves:
+                axes.plot(*curves[best], color=_ORANGE, linewidth=1.6)
+            axes.margins(x=0.02)
+            for step in _anneal_steps(rows):
+                axes.axvline(step, color=_GREY, linewidth=0.8, linestyle=_DOTTED, zorder=0)
+        limit = float(np.log(n_classes))
+        right.axhline(limit, color=_GREY, linewidth=0.8, linestyle=_DASHED, zorder=0)
+        right.annotate(
+            f"log {n_classes}",
+            (0.99, limit),
+            xycoords=right.get_yaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            color=_GREY,
+            fontsize=8.5,
+        )
+        low, high = right.get_ylim()
+        right.set_ylim(low, max(high, limit + 0.08 * (limit - low)))
+        _legend(left, best is not None, bool(_anneal_steps(rows)))
+
+
+def draw_objective(
+    path: str | os.PathLike[str],
+    tasks: Sequence[Mapping[str, Any]],
+    split: str,
+    correlation: Mapping[str, Any] | None = None,
+    ensemble_accuracy: float | None = None,
+) -> None:
+    """Draws the objective of each task against its ACC, which the search never saw.
+
+    Args:
+      path: the PNG file.
+      tasks: entries as in results.json.
+      split: the one whose ACC is shown.
+      correlation: of the two as in results.json; its figures stand above the axes.
+      ensemble_accuracy: ACC of the vote, shown as a line.
+    """
+    with _figure(path, 6.0, 4.2) as figure:
+        axes = figure.subplots()
+        _scatter(axes, tasks, lambda task: task.get(split, {}).get("acc"))
+        axes.set(xlabel="objective (lower is better)", ylabel=f"ACC on {split}")
+        if ensemble_accuracy is not None:
+            axes.axhline(ensemble_accuracy, color=_ORANGE, linewidth=1.2, zorder=0)
+            axes.annotate(
+                f"ensemble {ensemble_accuracy:.3f}",
+                (1.0, ensemble_accuracy),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                color=_ORANGE,
+                fontsize=8.5,
+            )
+        if correlation:
+            text = "    ".join(describe(correlation, kind) for kind in ("pearson", "spearman"))
+            text = text.replace("-", "\N{MINUS SIGN}")
+            axes.set_title(text, loc="left", color=_GREY, fontsize=8.5, pad=10)
+
+
+def draw_label_free(path: str | os.PathLike[str], tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the objective of each task against the two other label-free scores.
+
+    Args:
+      path: the PNG file.
+      tasks: entries as in results.json.
+    """
+    with _figure(path, 8.0, 3.6) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, key, name in zip(
+            panels,
+            ("cv_accuracy", "agreement"),
+            ("cross-validated accuracy", "mean agreement with other tasks"),
+            strict=True,
+        ):
+            _scatter(axes, tasks, lambda task, key=key: task.get(key))
+            axes.set(xlabel="objective (lower is better)", ylabel=name)
+
+
+def draw_confusion(
+    path: str | os.PathLike[str],
+    matrix: np.ndarray | Sequence[Sequence[int]],
+    classes: Sequence[Any] | None = None,
+    split: str | None = None,
+    accuracy: float | None = None,
+) -> None:
+    """Draws true classes against the found classes matched to them.
+
+    Args:
+      path: the PNG file.
+      matrix: (C, M) counts, M >= C, as ``metrics.confusion_matrix`` returns them.
+      classes: (C,) names of the true classes; their positions by default.
+      split: named above the axes.
+      accuracy: ACC, stated above the axes.
+    """
+    counts = np.asarray(matrix)
+    n_true, n_found = counts.shape
+    numbered = max(counts.shape) <= _NUMBERED_CLASSES
+    names = [str(name) for name in (range(n_true) if classes is None else classes)]
+    side = 4.6 if n_found <= 12 else 7.0
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with _figure(path, side * 1.15, side) as figure:
+        axes = figure.subplots()
+        # Errors are small beside the diagonal: a root makes them visible.
+        norm = PowerNorm(1.0 if numbered else 0.5, vmin=0, vmax=1)
+        image = axes.imshow(shares, cmap=_CELLS, norm=norm, interpolation="none")
+        axes.set(xlabel="found class, matched", ylabel="true class")
+        if numbered:
+            columns = names + ["none"] * (n_found - n_true)
+            turned = max(map(len, names)) > 3
+            axes.set_xticks(range(n_found), columns, rotation=45 if turned else 0)
+            axes.set_yticks(range(n_true), names)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right" if turned else "center")
+            _number_cells(axes, counts, shares)
+        else:
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(6, integer=True, steps=_ROUND))
+        axes.tick_params(length=0)
+        axes.spines[:].set(visible=True, color=_LIGHT)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.03)
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        bar.ax.tick_params(length=0)
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)
+        facts = [] if split is None else [f"ensemble on {split}"]
+        facts += [] if accuracy is None else [f"ACC {accuracy:.3f}"]
+        axes.set_title(", ".join(facts), loc="left", color=_GREY, fontsize=8.5, pad=8)
+
+
+def _scatter(axes: Axes, tasks: Sequence[Mapping[str, Any]], score: Any) -> None:
+    """Marks each task at its objective and score; collapsed ones hollow, with a legend."""
+    points = [
+        (task["objective"], score(task), bool(task.get("collapsed")))
+        for task in tasks
+        if task.get("objective") is not None and score(task) is not None
+    ]
+    for lost, face, name in ((False, _BLUE, "task"), (True, "none", "collapsed task")):
+        chosen = [(x, y) for x, y, collapsed in points if collapsed is lost]
+        if chosen:
+            objective, scores = np.array(chosen).T
+            axes.scatter(
+                objective,
+                scores,
+                s=34,
+                facecolor=face,
+                edgecolor=_BLUE,
+                alpha=0.8,
+                linewidth=1.0,
+                label=name,
+            )
+    if any(collapsed for *_, collapsed in points):
+        axes.legend(frameon=False, fontsize=8.5, loc="best", handletextpad=0.2)
+    axes.grid(color=_LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(0.08)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=_ROUND))
+
+
+def _number_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    size = 8.0 if max(counts.shape) <= 12 else 150 / max(counts.shape)
+    for i, j in np.argwhere(counts > 0):
+        axes.text(
+            j,
+            i,
+            str(counts[i, j]),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if shares[i, j] > 0.5 else _INK,
+        )
+
+
+def _by_task(
+    rows: Sequence[Mapping[str, Any]], key: str
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Collects one quantity by task: steps and values, (L,) each."""
+    points: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        for task, value in zip(row["tasks"], row[key], strict=True):
+            number = np.nan if value is None else float(value)
+            points.setdefault(task, []).append((row["step"], number))
+    curves = {}
+    for task, pairs in points.items():
+        steps, values = np.array(pairs, np.float64).T
+        order = np.argsort(steps, kind="stable")
+        curves[task] = steps[order], values[order]
+    return curves
+
+
+def _spans_decades(curves: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> bool:
+    values = np.concatenate([values for _, values in curves.values()])
+    values = values[np.isfinite(values)]
+    return bool(values.size) and bool(values.min() > 0) and values.max() > 10 * values.min()
+
+
+def _anneal_steps(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Finds the last logged steps before learning rate or temperature drop, in the first batch."""
+    first = [row for row in rows if row.get("batch", 0) == rows[0].get("batch", 0)]
+    first.sort(key=lambda row: row["step"])
+    keys = ("learning_rate", "temperature")
+    return [
+        before["step"]
+        for before, after in zip(first, first[1:], strict=False)
+        if any(key in after and after[key] < 0.999 * before.get(key, 0) for key in keys)
+    ]
+
+
+def _legend(axes: Axes, best: bool, anneals: bool) -> None:
+    axes.plot([], [], color=_BLUE, alpha=0.6, linewidth=1.2, label="tasks")
+    if best:
+        axes.plot([], [], color=_ORANGE, linewidth=1.6, label="best by final objective")
+    if anneals:
+        axes.plot([], [], color=_GREY, linewidth=0.8, linestyle=_DOTTED, label="rate, T lowered")
+    axes.legend(fontsize=8.5, loc="upper right", facecolor="white", edgecolor="none", framealpha=1)
+
+
+@contextmanager
+def _figure(path: str | os.PathLike[str], width: float, height: float) -> Iterator[Figure]:
+    """Gives a figure of that many inches and saves it, whole or not at all."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        yield figure
+        with atomic_write(path) as file:
+            # No version of matplotlib inside: equal figures are equal files.
+            canvas.print_png(file, metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""Where phi1 and phi2 come from."""

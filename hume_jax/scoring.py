@@ -1,0 +1,119 @@
+"""What a finished search is judged by: label-free scores of its tasks, floor and ceiling."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import config_dict
+
+from hume_jax.baselines.kmeans import kmeans
+from hume_jax.baselines.probe import probe
+from hume_jax.evaluation import generalization
+from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
+from hume_jax.representations.store import Dataset, Split
+
+# Bytes that labels and logits of the tasks scored at a time may take.
+_SCORE_BYTES = 2**30
+
+
+def score_tasks(
+    config: config_dict.ConfigDict,
+    splits: Sequence[Split],
+    tasks: np.ndarray,
+    log_prior: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Scores tasks on their hard labels, in second spaces that do not depend on the search.
+
+    Centred, scaled and preconditioned with `score.penalty`, whatever the search did, so that scores
+    of different settings compare. Several second spaces are averaged.
+
+    Args:
+      config: resolved.
+      splits: the searched ones.
+      tasks: (S, n) int32 hard labels of the searched rows.
+      log_prior: (K,).
+
+    Returns:
+      The fields of `generalization.Generalization`, (S,) float32 each.
+    """
+    logging.info("scoring %d tasks by cross-validation", len(tasks))
+    files = zip(*(split.phi2.arrays for split in splits), strict=True)
+    found = [_score_in(config, arrays, tasks, log_prior) for arrays in files]
+    return {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
+
+
+def _score_in(
+    config: config_dict.ConfigDict,
+    arrays: Sequence[np.ndarray],
+    tasks: np.ndarray,
+    log_prior: np.ndarray,
+) -> dict[str, np.ndarray]:
+    settings = config.score
+    folds = generalization.folds(tasks.shape[1], settings.folds, settings.rows, config.seed)
+    rows = folds.reshape(-1)
+    space = inner_rows(
+        arrays, normalised=True, precondition=True, directions=0, penalty=settings.penalty, rows=rows
+    )
+    program = jax.jit(
+        generalization.score, static_argnames=("entropy_weight", "steps", "tolerance")
+    )
+    size = max(1, min(len(tasks), int(_SCORE_BYTES / (20 * rows.size * config.n_classes))))
+    # Equal batches compile once.
+    size = -(-len(tasks) // -(-len(tasks) // size))
+    parts = []
+    for start in range(0, len(tasks), size):
+        # The rows were taken in the folds' order, so the folds are consecutive now.
+        part = program(
+            jnp.asarray(tasks[start : start + size][:, rows]),
+            jnp.asarray(space.x),
+            jnp.asarray(space.penalty),
+            jnp.arange(rows.size, dtype=jnp.int32).reshape(folds.shape),
+            jnp.asarray(log_prior, jnp.float32),
+            entropy_weight=config.search.entropy_weight,
+            steps=settings.steps,
+            tolerance=settings.tolerance,
+        )
+        parts.append(jax.device_get(part)._asdict())
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def baselines(
+    config: config_dict.ConfigDict, dataset: Dataset, splits: Sequence[Split]
+) -> dict[str, np.ndarray]:
+    """k-means in each space (the floor) and the supervised probe in each space (the ceiling).
+
+    Both on centred rows of unit norm. k-means is fitted on the searched rows; the probe always on
+    train labels, and predicts the test rows.
+
+    Returns:
+      Labels under `METHOD_SPACE_SPLIT`, e.g. `kmeans_phi1_train`, `probe_phi2_test`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name in ("phi1", "phi2"):
+        train, test = _unit_rows(dataset, splits, name)
+        both = len(splits) == 2
+        logging.info("k-means in %s", name)
+        searched = np.concatenate([train, test]) if both else train
+        labels, more = kmeans(searched, None if both else test, config.n_classes, config.seed)
+        found[f"kmeans_{name}_train"] = labels[: len(train)]
+        if test is not None:
+            found[f"kmeans_{name}_test"] = labels[len(train) :] if both else more
+        given = dataset.train.labels is not None and dataset.test is not None
+        if test is not None and given and dataset.test.labels is not None:
+            logging.info("supervised probe in %s", name)
+            result = probe(train, dataset.train.labels, test, config.seed)
+            found[f"probe_{name}_test"] = result.labels
+    return found
+
+
+def _unit_rows(
+    dataset: Dataset, splits: Sequence[Split], name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Centred train and test rows of unit norm of a space; None without test rows."""
+    stats = space_statistics([getattr(split, name) for split in splits], "rows")
+    train = joined_rows(getattr(dataset.train, name).arrays, stats, "rows")
+    if dataset.test is None or not getattr(dataset.test, name).arrays:
+        return train, None
+    return train, joined_rows(getattr(dataset.test, name).arrays, stats, "rows")

@@ -1,0 +1,302 @@
+"""The folder that a run owns: one process at a time, one config, files whole or not at all.
+
+Stopped at any moment and started again with the same config, a run finds here the last state it
+saved and goes on from it.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from absl import logging as absl_logging
+from ml_collections import config_dict
+
+from hume_jax import config as config_lib
+from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
+
+# Files of a run. Where one of them stands without a config.json beside it, it is someone else's.
+_OWN_FILES = ("results.json", "labels.csv", "metrics.jsonl", "report.html", "checkpoints")
+# Two, so that a checkpoint damaged by a loss of power leaves the one before it.
+_CHECKPOINTS_KEPT = 2
+# Outdated ones are moved here before they are deleted: half deleted they would look complete.
+_OUTDATED = "outdated"
+# What Orbax and tensorstore raise over a damaged file, or one of another structure.
+_DAMAGED = (ValueError, OSError, KeyError, TypeError, RuntimeError)
+
+
+class Workdir:
+    """A run's folder, locked while the `with` block lasts.
+
+    The lock is the kernel's and goes with the process, however it ends. It holds between the
+    processes of one machine, and between machines where the file system passes locks on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: config_dict.ConfigDict) -> None:
+        """Prepares the folder object; nothing is touched before the `with` block.
+
+        Args:
+          path: the folder, made if it is not there.
+          config: the resolved config of the run.
+        """
+        self.path = Path(path).expanduser().resolve()
+        self._config = config
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self._managers: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Locks the folder and writes config.json.
+
+        Raises:
+          UserError: another process works in the folder, or it belongs to another config, or it
+            holds files that a run would overwrite.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_foreign()
+            self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.path} cannot be written: {error.strerror}; set --workdir=DIR"
+            ) from error
+        try:
+            self._take_lock(self._lock)
+            self._check_config()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the files and gives the lock back."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one line to metrics.jsonl; it is there for others to read when this returns."""
+        if self._metrics is None:
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics.write(_json_line(record))
+        self._metrics.flush()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics.jsonl, without a torn last one.
+
+        Raises:
+          UserError: a line before the last is not JSON.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        records = []
+        for i, line in enumerate(lines):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if i == len(lines) - 1:
+                    break
+                raise UserError(
+                    f"{path}, line {i + 1} is not JSON: delete {self.path} to start anew"
+                ) from error
+        return records
+
+    def truncate(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drops the lines of metrics.jsonl that `keep` is false for, and a torn last one."""
+        kept = [record for record in self.metrics() if keep(record)]
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if (self.path / "metrics.jsonl").exists():
+            self.write_text("metrics.jsonl", "".join(map(_json_line, kept)))
+
+    def save(self, name: str, step: int, tree: Any) -> None:
+        """Saves a pytree of arrays as checkpoint `name` at `step`; it is on disk on return.
+
+        Args:
+          name: which of the run's states it is.
+          step: at least 0, greater than that of the last one saved under this name.
+          tree: arrays of JAX or NumPy in any pytree.
+        """
+        import orbax.checkpoint as ocp
+
+        # What the state has been logged up to must not be lost where the state is not.
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+        if not self._manager(name).save(step, args=ocp.args.StandardSave(tree)):
+            raise ValueError(f"{name} has a checkpoint at step {step} or after it")
+        self._clear(name)
+
+    def latest(self, name: str, like: Any) -> tuple[int, Any] | None:
+        """Restores the last checkpoint saved under a name, bit for bit.
+
+        Args:
+          name: as given to `save`.
+          like: a pytree of the same structure, shapes and dtypes; its JAX arrays say where the
+            restored ones are placed, its NumPy arrays come back as NumPy.
+
+        Returns:
+          The step and the tree, or None if nothing was saved. One that was being written when the
+          process died is not seen.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        import orbax.checkpoint as ocp
+
+        if not (self.path / "checkpoints" / name).is_dir():
+            return None
+        manager = self._manager(name)
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                tree = manager.restore(step, args=ocp.args.StandardRestore(like))
+            except _DAMAGED as error:
+                absl_logging.warning("checkpoint %s %d is damaged: %.200s", name, step, error)
+                manager.delete(step)
+                continue
+            return step, tree
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self.path / 'checkpoints' / name} can be read: "
+                f"delete {self.path} to start anew"
+            )
+        return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file of the folder, whole or not at all."""
+        with atomic_write(self.path / name) as file:
+            file.write(text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the folder; NumPy values become numbers and lists."""
+        self.write_text(name, json.dumps(plain(value), indent=2) + "\n")
+
+    def write_npz(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Writes arrays under their names to an .npz file of the folder."""
+        with atomic_write(self.path / name) as file:
+            named: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
+            np.savez(file, **named)
+
+    def _check_foreign(self) -> None:
+        if (self.path / "config.json").exists():
+            return
+        foreign = [name for name in _OWN_FILES if (self.path / name).exists()]
+        if foreign:
+            raise UserError(
+                f"workdir {self.path} holds {', '.join(foreign)} but no config.json, so it is not "
+                "a run's: set --workdir to another folder"
+            )
+
+    def _take_lock(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise UserError(
+                f"workdir {self.path} is in use by process {owner}: wait for it, or set --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.path} cannot be locked: {error.strerror}; "
+                "its file system takes no locks, set --workdir to one that does"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+
+    def _check_config(self) -> None:
+        path = self.path / "config.json"
+        if path.exists():
+            try:
+                old = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path} is not JSON: set --workdir to another folder") from error
+            changes = config_lib.difference(old, self._config)
+            if changes:
+                raise UserError(
+                    f"workdir {self.path} belongs to another config ({'; '.join(changes)}): "
+                    "set --workdir to another folder, or the fields as they were"
+                )
+            return
+        self.write_text("config.json", config_lib.to_json(self._config))
+
+    def _manager(self, name: str) -> Any:
+        if name not in self._managers:
+            import orbax.checkpoint as ocp
+
+            _quieten_orbax()
+            self._clear(name)
+            self._managers[name] = ocp.CheckpointManager(
+                self.path / "checkpoints" / name,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(_CHECKPOINTS_KEPT),
+                    todelete_subdir=_OUTDATED,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=False,
+                ),
+            )
+        return self._managers[name]
+
+    def _clear(self, name: str) -> None:
+        """Deletes outdated checkpoints, of this process or of one that was killed doing so."""
+        shutil.rmtree(self.path / "checkpoints" / name / _OUTDATED, ignore_errors=True)
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: NumPy as numbers and lists, NaN and infinity as None.
+
+    A float32 becomes the shortest decimal that is read back as the same float32.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.floating):
+        return plain(float(str(value)))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"{type(value).__name__} has no place in a JSON file")
+    return plain(array[()]) if array.ndim == 0 else [plain(item) for item in array]
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(plain(record)) + "\n"
+
+
+def _from_elsewhere(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+
+
+def _quieten_orbax() -> None:
+    """Keeps Orbax's dozens of lines a checkpoint out of the log; its warnings stay."""
+    absl_logging.get_absl_logger().addFilter(_from_elsewhere)

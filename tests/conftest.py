@@ -1,0 +1,49 @@
+"""What all tests share: strict jax, two CPU devices, the larger datasets where they are at hand."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+# Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import numpy as np
+import pytest
+
+# Before the first computation, which fixes the number of devices.
+jax.config.update("jax_num_cpu_devices", 2)
+# (n, d) - (d,) is more often a slip than meant; the code says `[None]` where it is meant.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    """The folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder `shared/` beside the checkout, with real datasets under `data/`."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(
+            f"needs the datasets of {folder / 'data'}, which are not part of the repository"
+        )
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision inside the test."""
+    with jax.enable_x64(True):
+        yield

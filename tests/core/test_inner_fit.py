@@ -1,0 +1,171 @@
+"""Eq. 5: the inner fit against scikit-learn, its conditioning, its solvers, its residuals."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from hume_jax.core import inner_fit
+
+
+def _problem(rng, n=300, d=12, k=4, decay=1.0):
+    """Rows with a constant column, their Gram matrix, and soft labels."""
+    scales = np.geomspace(1, decay, d)
+    x = np.concatenate([rng.standard_normal((n, d)) * scales, np.ones((n, 1))], axis=1)
+    logits = 2 * rng.standard_normal((k, d + 1)) @ x.T
+    y = np.exp(logits) / np.exp(logits).sum(axis=0)
+    return x, x.T @ x / n, y
+
+
+def _solve(x, gram, y, penalty, *, steps=3000, precondition=True, solver="nesterov"):
+    """W in the original coordinates, and the residual in those of the fit."""
+    change = inner_fit.coordinates(gram, penalty, precondition=precondition)
+    rows = jnp.asarray(x @ change.basis, x.dtype)
+    weights = jnp.asarray(change.penalty, x.dtype)
+
+    @jax.jit
+    def run(rows, weights, y):
+        step = 2 / inner_fit.largest_curvature(rows, weights)
+        start = jnp.zeros((y.shape[0], rows.shape[1]), rows.dtype)
+        return inner_fit.minimise(start, rows, y, weights, step, steps=steps, solver=solver)
+
+    w, residual = run(rows, weights, jnp.asarray(y))
+    return np.asarray(w) @ change.basis.T, float(residual)
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_inner_fit_is_logistic_regression_on_weighted_rows(x64, rng, penalty):
+    x, gram, y = _problem(rng)
+    w, residual = _solve(x, gram, y, penalty)
+    # Soft labels: every row once for each class, weighted by its label.
+    n, k = x.shape[0], y.shape[0]
+    model = LogisticRegression(C=1 / (n * penalty), fit_intercept=False, tol=1e-10, max_iter=5000)
+    model.fit(np.tile(x, (k, 1)), np.repeat(np.arange(k), n), sample_weight=y.reshape(-1))
+    assert residual < 1e-9
+    np.testing.assert_allclose(w, model.coef_, atol=1e-6 * np.abs(model.coef_).max())
+
+
+def test_coordinates_make_the_problem_half_smooth(rng):
+    penalty = 1e-3
+    x, gram, _ = _problem(rng, decay=1e-3)
+    change = inner_fit.coordinates(gram, penalty)
+    rows = x @ change.basis
+    curvature = rows.T @ rows / len(rows) + 2 * np.diag(change.penalty)
+    np.testing.assert_allclose(np.linalg.eigvalsh(curvature), 1, atol=1e-9)
+    # The diagonal weights are the penalty on the original coefficients.
+    v = rng.standard_normal(rows.shape[1])
+    original = penalty * np.sum((change.basis @ v) ** 2)
+    np.testing.assert_allclose(np.sum(change.penalty * v**2), original, rtol=1e-9)
+
+
+def test_directions_without_variance_are_left_out(rng):
+    x, _, _ = _problem(rng)
+    x[:, 3] = 0
+    change = inner_fit.coordinates(x.T @ x / len(x), 1e-4)
+    assert change.basis.shape == (13, 12)
+    assert change.kept == pytest.approx(1)
+    assert np.all(np.abs(change.basis[3]) < 1e-6)
+
+
+def test_leading_directions_and_their_share_of_the_variance(rng):
+    _, gram, _ = _problem(rng, decay=1e-2)
+    values = np.linalg.eigvalsh(gram)[::-1]
+    change = inner_fit.coordinates(gram, 1e-4, directions=5)
+    assert change.basis.shape == (13, 5)
+    assert change.kept == pytest.approx(values[:5].sum() / values.sum())
+
+
+def test_no_preconditioning_keeps_the_coordinates(rng):
+    _, gram, _ = _problem(rng)
+    change = inner_fit.coordinates(gram, 0.0, precondition=False)
+    np.testing.assert_array_equal(change.basis, np.eye(13))
+    np.testing.assert_array_equal(change.penalty, 0)
+
+
+def test_preconditioning_without_a_penalty_is_refused(rng):
+    _, gram, _ = _problem(rng)
+    with pytest.raises(ValueError, match="penalty above 0"):
+        inner_fit.coordinates(gram, 0.0)
+
+
+@pytest.mark.parametrize("subset", [24, 120])
+def test_largest_curvature_bounds_the_subset(rng, subset):
+    x, gram, _ = _problem(rng, n=2000)
+    change = inner_fit.coordinates(gram, 1e-4)
+    rows = (x[:subset] @ change.basis).astype(np.float32)
+    exact = np.linalg.eigvalsh(rows.T @ rows / subset + 2 * np.diag(change.penalty))[-1]
+    estimate = jax.jit(inner_fit.largest_curvature)(rows, change.penalty.astype(np.float32))
+    assert exact <= estimate <= 1.06 * exact
+    assert exact > 1.2
+
+
+def test_two_classes_near_one_half_on_a_small_subset_converge(rng):
+    """The case in which the bound 1/2 of the Hessian is attained and a step of 2 diverges."""
+    d = 60
+    x, gram, _ = _problem(rng, n=4000, d=d)
+    change = inner_fit.coordinates(gram, 1e-4)
+    rows = jnp.asarray(x[: 2 * d] @ change.basis, jnp.float32)
+    half = 0.5 + 0.01 * rng.uniform(-1, 1, 2 * d)
+    y = jnp.asarray(np.stack([half, 1 - half]), jnp.float32)
+    penalty = jnp.asarray(change.penalty, jnp.float32)
+    run = functools.partial(inner_fit.minimise, jnp.zeros((2, d + 1)), rows, y, penalty)
+    fit = jax.jit(lambda step, steps: run(step, steps=steps))
+    step = 2 / inner_fit.largest_curvature(rows, penalty)
+    residuals = [float(fit(step, steps)[1]) for steps in (1, 25, 50, 100, 200)]
+    assert residuals[-1] < 1e-5
+    assert all(b < a or b < 1e-6 for a, b in zip(residuals, residuals[1:], strict=False))
+
+
+def test_conditioning_is_what_makes_few_steps_enough(rng):
+    x, gram, y = _problem(rng, decay=1e-2)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    exact, _ = _solve(x, gram, y, 1e-4)
+
+    def error(**how):
+        w, _ = _solve(x, gram, y, 1e-4, steps=30, **how)
+        return np.linalg.norm((w - exact) @ x.T) / np.linalg.norm(exact @ x.T)
+
+    accelerated = error()
+    assert accelerated < 0.1
+    assert error(solver="gradient") > 2 * accelerated
+    assert error(precondition=False) > 2 * accelerated
+
+
+def test_tolerance_ends_a_fit_early(rng):
+    x, gram, y = _problem(rng)
+    change = inner_fit.coordinates(gram, 1e-2)
+    rows = jnp.asarray(x @ change.basis, jnp.float32)
+    start = jnp.zeros((4, rows.shape[1]))
+
+    @jax.jit
+    def both(y):
+        arguments = (start, rows, y, jnp.asarray(change.penalty, jnp.float32), 1.5)
+        return (
+            inner_fit.minimise(*arguments, steps=500, tolerance=1e-3),
+            inner_fit.minimise(*arguments, steps=500, tolerance=1e-6),
+        )
+
+    (_, coarse), (_, fine) = both(jnp.asarray(y, jnp.float32))
+    assert fine < 1e-6 < coarse < 1e-3
+
+
+def test_conjugate_gradient_solves_and_survives_a_zero_residual(x64, rng):
+    a = rng.standard_normal((20, 20))
+    a = a @ a.T + np.eye(20)
+    b = rng.standard_normal(20)
+    solve = jax.jit(functools.partial(inner_fit.conjugate_gradient, lambda v: a @ v, steps=60))
+    u, residual = solve(b)
+    np.testing.assert_allclose(u, np.linalg.solve(a, b), atol=1e-9)
+    assert residual < 1e-10
+    nothing, residual = solve(np.zeros(20))
+    np.testing.assert_array_equal(nothing, 0)
+    assert residual == 0
+
+
+def test_unknown_adjoint_is_refused(rng):
+    x, gram, y = _problem(rng)
+    with pytest.raises(ValueError, match="not implicit, unrolled or first_order"):
+        inner_fit.fit(y, x, gram[0], y @ x, 1.0, inner_fit.InnerFit(adjoint="exact"))

@@ -1,0 +1,124 @@
+"""Eq. 3: sparsemax and the orthonormal map."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hume_jax.core import task_encoder
+
+
+def _logits(k: int, n: int, scale: float = 3.0) -> jax.Array:
+    return scale * jax.random.normal(jax.random.key(k), (k, n))
+
+
+@pytest.mark.parametrize("k", [2, 10, 150])
+def test_sparsemax_is_the_projection_onto_the_simplex(k):
+    project = jax.jit(task_encoder.sparsemax)
+    oracle = jax.jit(jax.vmap(optax.projections.projection_simplex, in_axes=1, out_axes=1))
+    for scale in (1e-3, 1.0, 1e3):
+        z = _logits(k, 40, scale)
+        p = np.asarray(project(z))
+        np.testing.assert_allclose(p, oracle(z), atol=2e-6 * max(1, scale))
+        np.testing.assert_allclose(p.sum(axis=0), 1, atol=1e-5)
+        assert (p >= 0).all()
+
+
+def test_sparsemax_ignores_shifts_and_follows_permutations():
+    z = _logits(6, 30)
+    p = task_encoder.sparsemax(z)
+    np.testing.assert_allclose(task_encoder.sparsemax(z + 7.0), p, atol=1e-5)
+    order = jnp.asarray([3, 1, 5, 0, 4, 2])
+    np.testing.assert_array_equal(task_encoder.sparsemax(z[order]), p[order])
+
+
+def test_sparsemax_along_another_axis():
+    z = _logits(5, 20)
+    p = task_encoder.sparsemax(z.T, axis=1)
+    np.testing.assert_array_equal(p, task_encoder.sparsemax(z).T)
+
+
+def test_sparsemax_of_equal_and_of_dominated_logits():
+    np.testing.assert_allclose(task_encoder.sparsemax(jnp.zeros((4, 1))), 0.25)
+    one_hot = task_encoder.sparsemax(jnp.asarray([[50.0], [0.0], [-1e6]]))
+    np.testing.assert_array_equal(one_hot, [[1.0], [0.0], [0.0]])
+
+
+def test_jacobian_of_sparsemax_three_ways(x64, rng):
+    z = 1.5 * rng.standard_normal(7)
+    function = jax.jit(lambda v: task_encoder.sparsemax(v[:, None])[:, 0])
+    p = np.asarray(function(z))
+    support = (p > 0).astype(float)
+    closed = np.diag(support) - np.outer(support, support) / support.sum()
+    forward, reverse = jax.jit(jax.jacfwd(function))(z), jax.jit(jax.jacrev(function))(z)
+    step = 1e-6
+    ahead = np.stack([function(z + step * e) for e in np.eye(7)])
+    behind = np.stack([function(z - step * e) for e in np.eye(7)])
+    assert ((ahead > 0) == (p > 0)).all()
+    assert ((behind > 0) == (p > 0)).all()
+    np.testing.assert_allclose(forward, closed, atol=1e-12)
+    np.testing.assert_allclose(reverse, closed, atol=1e-12)
+    np.testing.assert_allclose((ahead - behind).T / (2 * step), closed, atol=1e-8)
+
+
+def _with_condition(rng, rows: int, k: int, condition: float) -> np.ndarray:
+    u, _ = np.linalg.qr(rng.standard_normal((rows, k)))
+    v, _ = np.linalg.qr(rng.standard_normal((k, k)))
+    return (u * np.geomspace(1, 1 / condition, k)) @ v.T
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "condition"),
+    [(40, 10, 1.0), (40, 10, 300.0), (12, 12, 1.0), (12, 12, 100.0), (300, 150, 50.0), (8, 2, 10.0)],
+)
+def test_orthonormal_map_is_the_polar_factor(rng, rows, k, condition):
+    orthonormalise = jax.jit(task_encoder.orthonormalise)
+    theta = _with_condition(rng, rows, k, condition)
+    u, _, vt = np.linalg.svd(theta, full_matrices=False)
+    for scale in (1e-3, 1.0, 1e3):
+        q = np.asarray(orthonormalise((scale * theta).astype(np.float32)))
+        np.testing.assert_allclose(q.T @ q, np.eye(k), atol=1e-5)
+        np.testing.assert_allclose(q, u @ vt, atol=2e-4 * max(1, condition / 30))
+
+
+def test_orthonormal_map_leaves_orthonormal_input():
+    theta = task_encoder.init(jax.random.key(3), 64, 10)
+    np.testing.assert_allclose(task_encoder.orthonormalise(theta), theta, atol=1e-6)
+
+
+@pytest.mark.parametrize("condition", [1.0, 20.0])
+@pytest.mark.parametrize(("rows", "k"), [(12, 4), (5, 5)])
+def test_derivative_of_the_orthonormal_map(x64, rng, rows, k, condition):
+    theta = _with_condition(rng, rows, k, condition)
+    direction, cotangent = rng.standard_normal((2, rows, k))
+    value = jax.jit(lambda t: jnp.sum(cotangent * task_encoder.orthonormalise(t)))
+    step = 1e-6
+    central = (value(theta + step * direction) - value(theta - step * direction)) / (2 * step)
+    gradient = np.asarray(jax.jit(jax.grad(value))(theta))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(np.sum(gradient * direction), central, rtol=1e-5)
+    if condition == 1.0:
+        # At orthonormal input: the projection onto the tangent space of the Stiefel manifold.
+        inner = theta.T @ cotangent
+        expected = cotangent - theta @ (inner + inner.T) / 2
+        np.testing.assert_allclose(gradient, expected, atol=1e-9)
+
+
+def test_orthonormal_map_follows_permutations():
+    theta = jax.random.normal(jax.random.key(6), (30, 6))
+    order = jnp.asarray([2, 0, 1, 5, 3, 4])
+    np.testing.assert_allclose(
+        task_encoder.orthonormalise(theta[:, order]),
+        task_encoder.orthonormalise(theta)[:, order],
+        atol=1e-6,
+    )
+
+
+def test_predict_is_the_largest_soft_label():
+    theta = task_encoder.init(jax.random.key(7), 20, 5)
+    phi1 = jax.random.normal(jax.random.key(8), (50, 20))
+    labels = task_encoder.labels(theta, phi1, 0.1)
+    hard = task_encoder.predict(theta, phi1)
+    assert hard.dtype == jnp.int32
+    np.testing.assert_array_equal(hard, jnp.argmax(labels, axis=0))

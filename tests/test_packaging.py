@@ -1,0 +1,196 @@
+"""What is shipped: metadata, pins, wheel and source distribution."""
+
+import ast
+import configparser
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import hume_jax
+
+IGNORED = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+
+
+@pytest.fixture(scope="module")
+def metadata(repository):
+    parser = configparser.ConfigParser()
+    parser.read(repository / "setup.cfg")
+    return parser
+
+
+def requirements(text):
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def pins(path):
+    return {canonicalize_name(r.name): r for r in requirements(path.read_text())}
+
+
+def test_every_package_folder_is_listed(repository, metadata):
+    folders = {p.parent for p in (repository / "hume_jax").rglob("*.py")}
+    found = {".".join(folder.relative_to(repository).parts) for folder in folders}
+    listed = set(metadata["options"]["packages"].split())
+    assert listed == found | {"hume_jax.configs"}
+
+
+def imported_modules(folder):
+    """The top-level names of the modules that the files of a folder import."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.partition(".")[0]
+
+
+def test_every_imported_distribution_is_required(repository, metadata):
+    options = metadata["options"]
+    required = {canonicalize_name(r.name) for r in requirements(options["install_requires"])}
+    known = importlib.metadata.packages_distributions()
+    modules = {
+        m for folder in ("hume_jax", "configs") for m in imported_modules(repository / folder)
+    }
+    modules -= sys.stdlib_module_names | {"hume_jax"}
+    missing = {m for m in modules if not required & {canonicalize_name(d) for d in known[m]}}
+    assert not missing
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows(repository, metadata):
+    runtime = pins(repository / "requirements.txt")
+    development = pins(repository / "requirements-dev.txt")
+    extras = metadata["options.extras_require"]
+    wanted = {
+        "requirements.txt": metadata["options"]["install_requires"] + extras["images"],
+        "requirements-dev.txt": extras["dev"],
+    }
+    for file, text in wanted.items():
+        pinned = runtime if file == "requirements.txt" else runtime | development
+        for requirement in requirements(text):
+            pin = pinned[canonicalize_name(requirement.name)]
+            (exact,) = pin.specifier
+            assert requirement.specifier.contains(exact.version), (file, str(requirement))
+
+
+def test_pins_are_exact_and_stated_once(repository):
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        found = requirements((repository / file).read_text())
+        assert all([s.operator for s in r.specifier] == ["=="] for r in found)
+        assert len({canonicalize_name(r.name) for r in found}) == len(found)
+    both = pins(repository / "requirements.txt").keys() & pins(repository / "requirements-dev.txt")
+    assert not both
+
+
+def test_changelog_has_a_section_for_this_version(repository):
+    changelog = (repository / "CHANGELOG.md").read_text()
+    assert f"## [{hume_jax.__version__}]" in changelog
+
+
+@pytest.fixture(scope="module")
+def distributions(repository, tmp_path_factory):
+    """The sdist of a copy of the checkout, and the wheel that is built from that sdist."""
+    source = tmp_path_factory.mktemp("source") / "hume_jax"
+    shutil.copytree(repository, source, ignore=IGNORED)
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = out.glob("*.whl")
+    (sdist,) = out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.mark.slow
+def test_wheel_holds_package_configs_and_data(repository, distributions):
+    wheel, _ = distributions
+    assert wheel.name == f"hume_jax-{hume_jax.__version__}-py3-none-any.whl"
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    shipped = ("*.py", "py.typed", "data/quickstart/*.npy", "data/quickstart/README.md")
+    package = repository / "hume_jax"
+    expected = {
+        p.relative_to(repository).as_posix() for pattern in shipped for p in package.rglob(pattern)
+    }
+    expected |= {f"hume_jax/configs/{p.name}" for p in (repository / "configs").glob("*.py")}
+    assert "hume_jax/configs/quickstart.py" in expected
+    assert names == expected
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_a_contributor_needs(repository, distributions):
+    _, sdist = distributions
+    with tarfile.open(sdist) as archive:
+        names = {pathlib.PurePosixPath(n).relative_to(sdist.name[:-7]) for n in archive.getnames()}
+    for name in (
+        "setup.cfg",
+        "pyproject.toml",
+        "Makefile",
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "configs/common.py",
+        "experiments/make_quickstart_data.py",
+        "hume_jax/data/quickstart/phi1_train.npy",
+        "tests/conftest.py",
+        "tests/golden/paper_parity.npz",
+    ):
+        assert pathlib.PurePosixPath(name) in names, name
+
+
+@pytest.fixture(scope="module")
+def empty_environment(repository, distributions, tmp_path_factory):
+    """An environment with nothing but the wheel and what its metadata asks for, at the pins."""
+    wheel, _ = distributions
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pins = repository / "requirements.txt"
+    command = [python, "-m", "pip", "install", "--quiet", "--constraint", pins, wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    yield python
+    shutil.rmtree(folder)
+
+
+def run(python, folder, *arguments):
+    """Runs hume_jax as a user of the wheel would: elsewhere, without the checkout on the path."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [python, "-m", "hume_jax.main", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_wheel_runs_its_own_config_from_an_empty_folder(empty_environment, tmp_path):
+    done = run(empty_environment, tmp_path, "--config=configs/testing.py", "--workdir=run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["version"] == hume_jax.__version__
+    assert (tmp_path / "run" / "labels.csv").is_file()
+
+
+@pytest.mark.slow
+def test_wheel_finds_the_quickstart_data(empty_environment, tmp_path):
+    arguments = ("--config=configs/quickstart.py", "--config.search.steps=1", "--config.n_tasks=2")
+    done = run(empty_environment, tmp_path, *arguments, "--workdir=run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    with (tmp_path / "run" / "labels.csv").open() as lines:
+        n_rows = sum(1 for _ in lines) - 1
+    data = pathlib.Path(hume_jax.__file__).parent / "data" / "quickstart"
+    rows = {s: len(np.load(data / f"labels_{s}.npy")) for s in ("train", "test")}
+    assert n_rows == sum(rows.values())
