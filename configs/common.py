@@ -118,16 +118,16 @@ def _presets() -> config_dict.ConfigDict:
     # takes phi1 as stored.
     fast.encoder.normalise, paper.encoder.normalise = True, False
     # Temperature T of the labels, sparsemax(theta^T phi1 / T).
-    fast.encoder.temperature, paper.encoder.temperature = 0.1, 0.1
+    fast.encoder.temperature, paper.encoder.temperature = 0.2, 0.1
     # Start of theta: 'random', orthonormal columns.
     fast.encoder.start, paper.encoder.start = "random", "random"
 
     # Outer steps.
-    fast.search.steps, paper.search.steps = 200, 1000
+    fast.search.steps, paper.search.steps = 150, 1000
     # Rows of the random subset that a step looks at.
     fast.search.subset_size, paper.search.subset_size = 5000, 10000
     # Share of these rows that the inner fit sees; the held-out loss is taken on the others.
-    fast.search.train_fraction, paper.search.train_fraction = 0.9, 0.9
+    fast.search.train_fraction, paper.search.train_fraction = 0.5, 0.9
     # Subsets whose gradients are averaged in one step.
     fast.search.subsets_per_step, paper.search.subsets_per_step = 1, 20
     # Learning rate of Adam.
@@ -135,11 +135,11 @@ def _presets() -> config_dict.ConfigDict:
     # Largest norm of a task's gradient.
     fast.search.clip, paper.search.clip = 1.0, 1.0
     # Steps at which the learning rate and the temperature are multiplied by the two factors below.
-    fast.search.anneal_steps, paper.search.anneal_steps = (120, 160), (100, 200)
+    fast.search.anneal_steps, paper.search.anneal_steps = (90, 120), (100, 200)
     # Factor of the learning rate.
     fast.search.anneal_learning_rate, paper.search.anneal_learning_rate = 0.1, 0.1
     # Factor of the temperature.
-    fast.search.anneal_temperature, paper.search.anneal_temperature = 0.1, 0.1
+    fast.search.anneal_temperature, paper.search.anneal_temperature = 0.5, 0.1
     # Weight eta of the entropy term.
     fast.search.entropy_weight, paper.search.entropy_weight = 10.0, 10.0
 
@@ -154,10 +154,12 @@ def _presets() -> config_dict.ConfigDict:
     # Derivative of the fit: 'implicit' (one linear system), 'unrolled' (through the steps),
     # 'first_order' (none: W is taken as constant in theta).
     fast.inner.adjoint, paper.inner.adjoint = "implicit", "unrolled"
-    # Steps of the fit: 'nesterov' (accelerated) or 'gradient' (plain).
-    fast.inner.solver, paper.inner.solver = "nesterov", "gradient"
+    # Steps of the fit: 'newton', 'nesterov' (accelerated gradient) or 'gradient' (plain).
+    fast.inner.solver, paper.inner.solver = "newton", "gradient"
     # Number of these steps.
-    fast.inner.steps, paper.inner.steps = 15, 300
+    fast.inner.steps, paper.inner.steps = 2, 300
+    # Conjugate gradient steps in each step of 'newton'.
+    fast.inner.newton_steps, paper.inner.newton_steps = 6, 6
     # Conjugate gradient steps of the implicit derivative.
     fast.inner.adjoint_steps, paper.inner.adjoint_steps = 10, 10
     # Size of a step; 0 = 2 / max(1, s) with s the largest eigenvalue of the subset's problem.

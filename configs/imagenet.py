@@ -33,6 +33,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     common.use_authors_files(
         config, variant.get("files", "imagenet1000"), variant.get("phi2", "dino")
     )
+    # Ten rows a class in each half of a subset.
+    config.presets.fast.search.subset_size = 20_000
     paper = config.presets.paper
     paper.search.subset_size = 20_000
     paper.search.train_fraction = 0.7

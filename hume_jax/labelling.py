@@ -92,4 +92,5 @@ def from_arrays(arrays: Mapping[str, Any]) -> Model:
     """The inverse of `to_arrays`."""
     files = sum(name.startswith("mean_") for name in arrays)
     stats = tuple(Statistics(arrays[f"mean_{i}"], arrays[f"scale_{i}"]) for i in range(files))
-    return Model(arrays["theta"], stats, str(arrays["kind"]))
+    kind: Kind = "rows" if str(arrays["kind"]) == "rows" else "stored"
+    return Model(arrays["theta"], stats, kind)

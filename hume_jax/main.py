@@ -11,6 +11,7 @@ Started again with the same command, a run goes on from where it stopped.
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -89,13 +90,16 @@ def main(argv: list[str]) -> None:
     # The pipeline checks this too, but loading it takes longer than all that is checked here.
     store.check_classes(store.open_files(config.data), config.n_classes, config.setting)
     from hume_jax import pipeline
+    from hume_jax.report import results
 
     logging.info("workdir: %s", workdir)
     try:
-        pipeline.run(config, workdir)
+        summary = pipeline.run(config, workdir)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    print(results.table(summary))
+    print(f"\nresults, labels and plots: {Path(workdir).expanduser().resolve()}")
 
 
 def _find_config(argv: list[str]) -> tuple[int, str]:

@@ -53,11 +53,12 @@ def available_bytes() -> int:
 def products(settings: Search, spaces: int) -> int:
     """Products of the size (tasks * K, r) x (r, rows) in one outer step."""
     inner = settings.inner
+    one = 2 * inner.newton_steps + 2 if inner.solver == "newton" else 2
     each = {
-        "implicit": 2 * inner.steps + 2 * inner.adjoint_steps + 3,
-        "first_order": 2 * inner.steps + 1,
+        "implicit": one * inner.steps + 2 * inner.adjoint_steps + 4,
+        "first_order": one * inner.steps + 2,
         # Forward, once more on the way back, and the way back itself.
-        "unrolled": 8 * inner.steps + 1,
+        "unrolled": 4 * one * inner.steps + 2,
     }[inner.adjoint]
     return each * spaces * settings.subsets_per_step
 

@@ -1,9 +1,9 @@
 """Devices: a mesh with axes ``task`` and ``data``, and where the search's arrays lie on it.
 
-One global-view program is compiled by ``jax.jit``; the arrays' `NamedSharding` say how it is spread
-and XLA places the collectives. (``jax.pmap`` is in maintenance mode and is itself jit over a sharded
-map today.) Tasks are independent, so the ``task`` axis needs no communication; rows belong to virtual
-shards, which the ``data`` axis divides.
+One global-view program is compiled by ``jax.jit``; the arrays' `NamedSharding` says how it is
+spread, and XLA places the collectives. (``jax.pmap`` is in maintenance mode and is itself jit over
+a sharded map today.) Tasks are independent, so the ``task`` axis needs no communication; rows
+belong to virtual shards, which the ``data`` axis divides.
 """
 
 import math

@@ -1,6 +1,7 @@
 """``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -36,14 +37,15 @@ class Found(NamedTuple):
 def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Searches, scores and reports what a config asks for.
 
-    Started again in the same workdir, it goes on from the last checkpoint.
+    Started again in the same workdir, it goes on from the last checkpoint; a finished run is left
+    as it is.
 
     Args:
       config: as a config file and flags left it; it is resolved here.
       workdir: the run's folder.
 
     Returns:
-      What is written to results.json; the table of it is printed.
+      What is written to results.json.
 
     Raises:
       UserError: anything a user can mend, before any long work starts.
@@ -55,12 +57,14 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
         dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
     )
     with Workdir(workdir, config) as folder:
+        # Written last, so the run is finished; its times stay those of the work.
+        done = folder.path / "results.json"
+        if done.exists():
+            logging.info("this run is finished; delete %s to score it again", done)
+            return json.loads(done.read_text(encoding="utf-8"))
         for warning in warnings:
             logging.warning("%s", warning)
-        summary = _Run(config, dataset, folder, began).all()
-        print(results.table(summary))
-        print(f"\nresults, labels and plots: {folder.path}")
-    return summary
+        return _Run(config, dataset, folder, began).all()
 
 
 class _Run:
@@ -105,11 +109,7 @@ class _Run:
         widths = tuple(space.x.shape[1] for space in inner)
         plan = planning.make_plan(config, self.n, phi1.shape[1], widths, self.folder)
         shards = planning.shard_count(config, self.n)
-        data = search.Data(
-            search.deal(phi1, shards),
-            tuple(search.Rows(search.deal(space.x, shards), space.penalty) for space in inner),
-            search.shard_counts(self.n, shards),
-        )
+        data = search.make_data(phi1, [(space.x, space.penalty) for space in inner], shards)
         del phi1, inner
         seconds = search_loop.estimate_seconds(plan, data)
         logging.info(
@@ -236,7 +236,11 @@ class _Run:
             tasks=entries,
             baselines={
                 method: self._judge(
-                    {s: floor_and_ceiling.get(f"{method}_{s}") for s in ("train", "test")}
+                    {
+                        split: floor_and_ceiling[f"{method}_{split}"]
+                        for split in ("train", "test")
+                        if f"{method}_{split}" in floor_and_ceiling
+                    }
                 )
                 for method in sorted(methods)
             },
@@ -267,18 +271,16 @@ class _Run:
             **self._judge({split: part.tasks[i] for split, part in found.items()}, "task"),
         }
 
-    def _judge(
-        self, predicted: dict[str, np.ndarray | None], detail: str | None = None
-    ) -> dict[str, Any]:
+    def _judge(self, predicted: dict[str, np.ndarray], detail: str | None = None) -> dict[str, Any]:
         """Scores of a labelling where labels were given; "all" beside them if transductive."""
         true = {"train": self.dataset.train.labels}
         if self.dataset.test is not None:
             true["test"] = self.dataset.test.labels
-        given = {s: p for s, p in predicted.items() if p is not None}
-        if len(self.splits) == 2 and len(given) == 2 and all(t is not None for t in true.values()):
-            given["all"] = np.concatenate([given["train"], given["test"]])
-            true["all"] = np.concatenate([true["train"], true["test"]])
-        return results.score_splits(given, true, detail)
+        known = [labels for labels in true.values() if labels is not None]
+        if len(self.splits) == len(predicted) == len(known) == 2:
+            predicted = {**predicted, "all": np.concatenate(list(predicted.values()))}
+            true["all"] = np.concatenate(known)
+        return results.score_splits(predicted, true, detail)
 
 
 def _device() -> str:

@@ -81,7 +81,12 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
         anneal_temperature=config.search.anneal_temperature,
         start=inner.start,
         inner=InnerFit(
-            inner.adjoint, inner.solver, inner.steps, inner.adjoint_steps, inner.step_size
+            adjoint=inner.adjoint,
+            solver=inner.solver,
+            steps=inner.steps,
+            newton_steps=inner.newton_steps,
+            adjoint_steps=inner.adjoint_steps,
+            step_size=inner.step_size,
         ),
     )
 
@@ -95,9 +100,7 @@ def _batches(
             config.n_tasks, config.task_batch, shape, settings, memory.available_bytes()
         )
         tasks = list(range(config.n_tasks))
-        workdir.write_json(
-            path.name, [tasks[i : i + size] for i in range(0, config.n_tasks, size)]
-        )
+        workdir.write_json(path.name, [tasks[i : i + size] for i in range(0, config.n_tasks, size)])
     return tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
 
 

@@ -54,7 +54,12 @@ def _score_in(
     folds = generalization.folds(tasks.shape[1], settings.folds, settings.rows, config.seed)
     rows = folds.reshape(-1)
     space = inner_rows(
-        arrays, normalised=True, precondition=True, directions=0, penalty=settings.penalty, rows=rows
+        arrays,
+        normalised=True,
+        precondition=True,
+        directions=0,
+        penalty=settings.penalty,
+        rows=rows,
     )
     program = jax.jit(
         generalization.score, static_argnames=("entropy_weight", "steps", "tolerance")
@@ -91,20 +96,21 @@ def baselines(
       Labels under `METHOD_SPACE_SPLIT`, e.g. `kmeans_phi1_train`, `probe_phi2_test`.
     """
     found: dict[str, np.ndarray] = {}
+    true = dataset.train.labels
     for name in ("phi1", "phi2"):
         train, test = _unit_rows(dataset, splits, name)
-        both = len(splits) == 2
         logging.info("k-means in %s", name)
-        searched = np.concatenate([train, test]) if both else train
-        labels, more = kmeans(searched, None if both else test, config.n_classes, config.seed)
+        if test is not None and len(splits) == 2:
+            labels, _ = kmeans(np.concatenate([train, test]), None, config.n_classes, config.seed)
+            more: np.ndarray | None = labels[len(train) :]
+        else:
+            labels, more = kmeans(train, test, config.n_classes, config.seed)
         found[f"kmeans_{name}_train"] = labels[: len(train)]
-        if test is not None:
-            found[f"kmeans_{name}_test"] = labels[len(train) :] if both else more
-        given = dataset.train.labels is not None and dataset.test is not None
-        if test is not None and given and dataset.test.labels is not None:
+        if more is not None:
+            found[f"kmeans_{name}_test"] = more
+        if test is not None and true is not None:
             logging.info("supervised probe in %s", name)
-            result = probe(train, dataset.train.labels, test, config.seed)
-            found[f"probe_{name}_test"] = result.labels
+            found[f"probe_{name}_test"] = probe(train, true, test, config.seed).labels
     return found
 
 

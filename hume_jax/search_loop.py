@@ -1,6 +1,7 @@
 """Runs the search over batches of tasks: compiled blocks, checkpoints, metrics, progress."""
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -89,7 +90,9 @@ class _Runner:
         self.compile_seconds = 0.0
         self.search_seconds = 0.0
         self._plan = plan
-        self._mesh = parallel.make_mesh(len(plan.batches[0]), data.phi1.shape[0])
+        # The last batch may be smaller; the devices have to divide every one.
+        tasks = math.gcd(*map(len, plan.batches))
+        self._mesh = parallel.make_mesh(tasks, data.phi1.shape[0])
         self._data = parallel.place_data(data, self._mesh)
         self._log_prior = jnp.asarray(log_prior, jnp.float32)
         self._block = memory.block_steps(
@@ -156,8 +159,8 @@ class _Runner:
             step, task = bad[0]
             raise UserError(
                 f"task {self._plan.batches[batch][task]} has no finite objective at step "
-                f"{before + int(step) + 1}: lower search.learning_rate or inner.step_size, or raise "
-                "inner.penalty; the last checkpoint is kept"
+                f"{before + int(step) + 1}: lower search.learning_rate or inner.step_size, or "
+                "raise inner.penalty; the last checkpoint is kept"
             )
 
 

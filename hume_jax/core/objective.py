@@ -79,7 +79,7 @@ def objective(
     n = y_train.shape[1] + y_test.shape[1]
     mean_label = (jnp.sum(y_train, axis=1) + jnp.sum(y_test, axis=1)) / n
     entropy, divergence = label_entropy(mean_label, log_prior)
-    heldout_ce = sum(heldout) / len(heldout)
+    heldout_ce = jnp.mean(jnp.stack(heldout))
     value = heldout_ce + entropy_weight * divergence
     residual = jnp.max(jnp.stack(residuals))
     return value, Terms(heldout_ce, divergence, entropy, residual, tuple(solutions))

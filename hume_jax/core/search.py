@@ -4,6 +4,7 @@ All tasks of a batch share each step's random split, so the representations are 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ from jax import Array
 from hume_jax.core import inner_fit, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import InnerSpace, Subset, objective
+
+
+# Steps of the fit that a warm start begins with, from zero.
+_FIRST_STEPS = 60
 
 
 class Search(NamedTuple):
@@ -73,6 +78,24 @@ class Info(NamedTuple):
     learning_rate: Array  # () float32
 
 
+def make_data(
+    phi1: np.ndarray, spaces: Sequence[tuple[np.ndarray, np.ndarray]], shards: int
+) -> Data:
+    """Deals the search rows to virtual shards.
+
+    Args:
+      phi1: ``(n, d1)`` float32, unit norm.
+      spaces: ``(x, penalty)`` of each second space, ``(n, r)`` and ``(r,)`` float32.
+      shards: V.
+    """
+    counts = [len(range(shard, len(phi1), shards)) for shard in range(shards)]
+    return Data(
+        jnp.asarray(deal(phi1, shards)),
+        tuple(Rows(jnp.asarray(deal(x, shards)), jnp.asarray(p)) for x, p in spaces),
+        jnp.asarray(counts, jnp.int32),
+    )
+
+
 def deal(rows: np.ndarray, shards: int) -> np.ndarray:
     """Deals rows to virtual shards: ``(n, d)`` to ``(V, ceil(n / V), d)``, padded with zeros.
 
@@ -84,11 +107,6 @@ def deal(rows: np.ndarray, shards: int) -> np.ndarray:
     padded = np.zeros((depth * shards, dim), rows.dtype)
     padded[:n] = rows
     return np.ascontiguousarray(padded.reshape(depth, shards, dim).swapaxes(0, 1))
-
-
-def shard_counts(n: int, shards: int) -> np.ndarray:
-    """Rows present in each of ``shards`` virtual shards of an ``n``-row dataset, ``(V,)`` int32."""
-    return np.asarray([len(range(shard, n, shards)) for shard in range(shards)], np.int32)
 
 
 def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:
@@ -114,7 +132,28 @@ def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:
         return theta, inner, optimiser(settings).init(theta)
 
     theta, inner, opt = jax.vmap(one)(tasks)
-    return State(tasks, theta, inner, opt, jnp.zeros((), jnp.int32))
+    state = State(tasks, theta, inner, opt, jnp.zeros((), jnp.int32))
+    if settings.start == "warm":
+        state = state._replace(inner=_first_solutions(state, seed, data, settings))
+    return state
+
+
+def _first_solutions(state: State, seed: int, data: Data, settings: Search) -> tuple[Array, ...]:
+    """Inner solutions on the first split: the few steps that follow the labels start near them."""
+    careful = settings.inner._replace(solver="nesterov", steps=_FIRST_STEPS, step_size=0.0)
+    settings = settings._replace(inner=careful)
+    subset, starts = split(state, seed, 0, data, settings)
+
+    def one(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
+        y = task_encoder.labels(theta, subset.phi1_train, settings.temperature)
+        return tuple(
+            inner_fit.minimise(
+                start, space.train, y, space.penalty, space.step, steps=_FIRST_STEPS
+            )[0]
+            for space, start in zip(subset.spaces, starts, strict=True)
+        )
+
+    return jax.vmap(one)(state.theta, starts)
 
 
 def _inner_start(key: Array, settings: Search, space: Rows) -> Array:
@@ -159,7 +198,7 @@ def draw(key: Array, data: Data, settings: Search) -> Subset:
     shards, depth, _ = data.phi1.shape
 
     def order(shard: Array, count: Array) -> Array:
-        chance = jax.random.uniform(jax.random.fold_in(key, shard), (depth,))
+        chance = jax.random.uniform(jax.random.fold_in(key, shard), (depth,), jnp.float32)
         ranking = jnp.argsort(jnp.where(jnp.arange(depth) < count, chance, 2.0))
         return ranking[: settings.train_rows + settings.test_rows]
 
@@ -179,7 +218,8 @@ def draw(key: Array, data: Data, settings: Search) -> Subset:
 
 
 def _step_size(x: Array, space: Rows, settings: InnerFit) -> Array:
-    if settings.step_size:
+    """Step size of the inner solver; Newton's has none."""
+    if settings.step_size or settings.solver == "newton":
         return jnp.asarray(settings.step_size, x.dtype)
     return 2 / inner_fit.largest_curvature(x, space.penalty)
 
@@ -201,22 +241,16 @@ def step(
     """
     temperature_at, learning_rate_at = schedules(settings)
     temperature = jnp.asarray(temperature_at(state.step), data.phi1.dtype)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
     tasks = state.theta.shape[0]
 
     def one_subset(carry: tuple, index: Array) -> tuple:
         gradients, inner = carry
-        subset_key = jax.random.fold_in(key, index)
-        subset = draw(subset_key, data, settings)
-        starts = _starts(jax.random.fold_in(subset_key, 2**31 - 1), state, inner, settings)
-        hypergradient = functools.partial(
-            _hypergradient,
-            subset=subset,
-            temperature=temperature,
-            log_prior=log_prior,
-            settings=settings,
+        # Only warm starts pass from one split of a step to the next.
+        before = state._replace(inner=inner) if settings.start == "warm" else state
+        subset, starts = split(before, seed, index, data, settings)
+        more, inner, values = hypergradients(
+            state.theta, starts, subset, temperature, log_prior, settings
         )
-        more, inner, values = jax.vmap(hypergradient)(state.theta, starts)
         return (gradients + more, inner), values
 
     zeros = jnp.zeros_like(state.theta)
@@ -233,31 +267,82 @@ def step(
     theta = jax.vmap(task_encoder.orthonormalise)(optax.apply_updates(state.theta, updates))
     kept = inner if settings.start == "warm" else state.inner
     norm = jnp.sqrt(jnp.sum(gradients.reshape(tasks, -1) ** 2, axis=1))
+    total, heldout_ce, entropy, inner_residual, adjoint_residual = values
     info = Info(
-        *values[:3],
+        total,
+        heldout_ce,
+        entropy,
         gradient_norm=norm,
-        inner_residual=values[3],
-        adjoint_residual=values[4],
+        inner_residual=inner_residual,
+        adjoint_residual=adjoint_residual,
         temperature=temperature,
         learning_rate=jnp.asarray(learning_rate_at(state.step), temperature.dtype),
     )
     return State(state.task, theta, kept, opt, state.step + 1), info
 
 
-def _starts(key: Array, state: State, inner: tuple[Array, ...], settings: Search) -> tuple:
-    """Where the inner fits of one subset start: ``(S, K, r)`` for each second space."""
-    if settings.start == "warm":
-        return inner
+def split(
+    state: State, seed: Array | int, index: Array | int, data: Data, settings: Search
+) -> tuple[Subset, tuple[Array, ...]]:
+    """A split of the step that ``state`` is before, and where the inner fits on it start.
+
+    Args:
+      state: of S tasks.
+      seed: of the run.
+      index: number of the split within the step.
+      data: the search rows.
+      settings: of the search.
+
+    Returns:
+      The split, and ``(S, K, r)`` starts in each second space.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
+    subset = draw(key, data, settings)
     if settings.start != "random":
-        return state.inner
+        # The last solutions if 'warm'; if 'cold' or 'fixed', what `init` made, which steps keep.
+        return subset, state.inner
+    start_key = jax.random.fold_in(key, 2**31 - 1)
 
     def one(task: Array, w: Array, space: int) -> Array:
-        task_key = jax.random.fold_in(jax.random.fold_in(key, task), space)
+        task_key = jax.random.fold_in(jax.random.fold_in(start_key, task), space)
         return _uniform_start(task_key, w.shape, w.dtype)
 
-    return tuple(
-        jax.vmap(functools.partial(one, space=i))(state.task, w) for i, w in enumerate(inner)
+    starts = tuple(
+        jax.vmap(functools.partial(one, space=i))(state.task, w) for i, w in enumerate(state.inner)
     )
+    return subset, starts
+
+
+def hypergradients(
+    theta: Array,
+    starts: tuple[Array, ...],
+    subset: Subset,
+    temperature: Array,
+    log_prior: Array,
+    settings: Search,
+) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    """Gradients of Eq. 7 on one split, of all tasks.
+
+    Args:
+      theta: ``(S, d1, K)``.
+      starts: ``(S, K, r)`` starts of the inner fits in each second space.
+      subset: the split.
+      temperature: T.
+      log_prior: ``(K,)`` log of the class prior.
+      settings: of the search.
+
+    Returns:
+      The gradients ``(S, d1, K)`` in the free matrices, the inner solutions ``(S, K, r)`` in each
+      second space, and ``(S,)`` each: objective, held-out CE, entropy, inner and adjoint residual.
+    """
+    one = functools.partial(
+        _hypergradient,
+        subset=subset,
+        temperature=temperature,
+        log_prior=log_prior,
+        settings=settings,
+    )
+    return jax.vmap(one)(theta, starts)
 
 
 def _hypergradient(

@@ -1,4 +1,4 @@
-"""Task encoder (Eq. 3): linear in the first representation, orthonormal columns, sparsemax labels."""
+"""Task encoder (Eq. 3): linear in the first representation, with sparsemax labels."""
 
 import math
 
@@ -51,8 +51,10 @@ def sparsemax(z: Array, axis: int = 0) -> Array:
     convex, piecewise linear function; Newton's method from the left reaches it exactly in a few
     passes (Michelot 1986), without the sort whose cost grows with K log K.
     """
-    return _sparsemax(jnp.moveaxis(z, axis, 0)) if axis == 0 else jnp.moveaxis(
-        _sparsemax(jnp.moveaxis(z, axis, 0)), 0, axis
+    return (
+        _sparsemax(jnp.moveaxis(z, axis, 0))
+        if axis == 0
+        else jnp.moveaxis(_sparsemax(jnp.moveaxis(z, axis, 0)), 0, axis)
     )
 
 
@@ -90,15 +92,16 @@ def _sparsemax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 
 
 def orthonormalise(theta: Array) -> Array:
-    """The nearest matrix with orthonormal columns: the polar factor ``theta (theta^T theta)^(-1/2)``.
+    """The nearest matrix with orthonormal columns: the polar factor.
 
-    The polar factor, unlike Gram-Schmidt or QR, treats all columns alike, so permuting classes
-    permutes the result. It is found by the dynamically weighted Halley iteration (Nakatsukasa, Bai &
-    Gygi, SIAM J. Matrix Anal. 2010) on the K x K Gram matrix: three Cholesky factorisations and
-    K x K products, so the cost is that of two passes over ``theta`` for K = 10 and of a few K x K
-    products for K = 1000, on every device. Two Newton-Schulz steps on the full matrix then repair
-    what squaring the condition number lost in float32. Everything is differentiable at every
-    full-rank input; no eigendecomposition, whose derivative is undefined at orthonormal input.
+    ``theta (theta^T theta)^(-1/2)``, unlike Gram-Schmidt or QR, treats all columns alike, so
+    permuting classes permutes the result. It is found by the dynamically weighted Halley iteration
+    (Nakatsukasa, Bai & Gygi, SIAM J. Matrix Anal. 2010) on the K x K Gram matrix: three Cholesky
+    factorisations and K x K products, so the cost is that of a few passes over ``theta`` for K = 10
+    and of a few K x K products for K = 1000, on every device. Two Newton-Schulz steps on the full
+    matrix then repair what squaring the condition number lost in float32. Everything is
+    differentiable at every full-rank input; no eigendecomposition, whose derivative is undefined
+    at orthonormal input.
 
     Args:
       theta: ``(d1, K)`` with K <= d1 and full column rank; exact down to a ratio of 1e-3 between

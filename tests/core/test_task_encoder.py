@@ -70,7 +70,7 @@ def _with_condition(rng, rows: int, k: int, condition: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("rows", "k", "condition"),
-    [(40, 10, 1.0), (40, 10, 300.0), (12, 12, 1.0), (12, 12, 100.0), (300, 150, 50.0), (8, 2, 10.0)],
+    [(40, 10, 1), (40, 10, 300), (12, 12, 1), (12, 12, 100), (300, 150, 50), (8, 2, 10)],
 )
 def test_orthonormal_map_is_the_polar_factor(rng, rows, k, condition):
     orthonormalise = jax.jit(task_encoder.orthonormalise)

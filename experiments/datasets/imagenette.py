@@ -1,0 +1,33 @@
+"""Imagenette 2, full features: ten classes of photographs, 9,469 train and 3,925 test rows.
+
+    python -m hume_jax.main --config=experiments/datasets/imagenette.py
+    python -m hume_jax.main --config=experiments/datasets/imagenette.py:transductive,phi1=lite2
+
+Two spaces of 1,280 columns, the pooled last convolution of EfficientNet-Lite0 and Lite2. Both
+networks were trained with ImageNet's labels, these ten classes among them: real data to exercise
+the method on, not a claim that nothing supervised went in.
+
+Variants: `inductive` (default), `transductive`; `phi1=lite0|lite2`, the other one is phi2;
+`preset=fast|paper`; `source=DIR`, the folder of the arrays.
+"""
+
+from ml_collections import config_dict
+
+from hume_jax.config import apply_variant, common
+
+SPACES = ("lite0", "lite2")
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+    config = common.get_config()
+    config.n_classes = 10
+    variant = apply_variant(config, arg, phi1=SPACES, source=())
+    source = variant.get("source", "../shared/data/imagenette")
+    phi1 = variant.get("phi1", SPACES[0])
+    phi2 = SPACES[1 - SPACES.index(phi1)]
+    for split in ("train", "test"):
+        fields = config.data[split]
+        fields.phi1 = f"{source}/effnet_{phi1}_{split}.npy"
+        fields.phi2 = f"{source}/effnet_{phi2}_{split}.npy"
+        fields.labels = f"{source}/labels_{split}.npy"
+    return config

@@ -1,0 +1,154 @@
+"""What the scripts of this folder share: configs, the search's inputs, tables, files of results."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from hume_jax import config as config_lib
+from hume_jax import planning
+from hume_jax.core import search
+from hume_jax.errors import UserError
+from hume_jax.report import results
+from hume_jax.representations import store
+from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
+from hume_jax.representations.scaling import Kind
+from hume_jax.workdir import Workdir
+
+# The scripts run in the folder of the checkout, as their docstrings show.
+IMAGENETTE = "experiments/datasets/imagenette.py"
+
+_FIELD = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
+
+
+class Problem(NamedTuple):
+    """What the steps of a search work on, as `hume_jax.pipeline` prepares it."""
+
+    data: search.Data
+    settings: search.Search
+    log_prior: np.ndarray  # (K,) float32
+    rows: int  # searched rows
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Adds `--config` and, behind `--`, the fields of it to a command line."""
+    parser.add_argument(
+        "--config",
+        default=default,
+        required=default is None,
+        help="config file, FILE.py or FILE.py:variant (default: %(default)s)",
+    )
+    parser.add_argument(
+        "fields",
+        nargs="*",
+        metavar="-- --config.FIELD=VALUE",
+        help="fields of the config, behind a lone --",
+    )
+
+
+def load_config(spec: str, fields: Sequence[str] = ()) -> config_dict.ConfigDict:
+    """Loads a config and sets fields of it as the flags of `hume_jax.main` do.
+
+    Args:
+      spec: `FILE.py` or `FILE.py:variant`.
+      fields: `--config.FIELD=VALUE` each.
+
+    Returns:
+      The resolved config.
+
+    Raises:
+      UserError: no such config or field, or a value out of range.
+    """
+    config = config_lib.load(spec)
+    for field in fields:
+        match = _FIELD.fullmatch(field)
+        if not match:
+            raise UserError(f"{field!r} is not of the form --config.FIELD=VALUE")
+        config_lib.check_field(match["name"], config)
+    values, argv = flags.FlagValues(), ["", *fields]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    return config_lib.resolve(values["config"].value)
+
+
+def build(config: config_dict.ConfigDict) -> Problem:
+    """Opens a config's arrays and prepares them for the steps of the search.
+
+    Args:
+      config: resolved.
+    """
+    splits = store.search_splits(store.open_dataset(config.data), config.setting)
+    n = sum(split.n for split in splits)
+    kind: Kind = "rows" if config.encoder.normalise else "stored"
+    statistics = space_statistics([split.phi1 for split in splits], kind)
+    phi1 = np.concatenate([joined_rows(split.phi1.arrays, statistics, kind) for split in splits])
+    inner = [
+        inner_rows(
+            arrays,
+            normalised=config.inner.normalise,
+            precondition=config.inner.precondition,
+            directions=config.inner.directions,
+            penalty=config.inner.penalty,
+        )
+        for arrays in zip(*(split.phi2.arrays for split in splits), strict=True)
+    ]
+    widths = tuple(space.x.shape[1] for space in inner)
+    # The plan notes its batches in a run's folder; of the plan only the settings are of use here.
+    with tempfile.TemporaryDirectory() as folder, Workdir(folder, config) as workdir:
+        plan = planning.make_plan(config, n, phi1.shape[1], widths, workdir)
+    data = search.make_data(
+        phi1, [(space.x, space.penalty) for space in inner], planning.shard_count(config, n)
+    )
+    prior = config.class_prior or (1 / config.n_classes,) * config.n_classes
+    return Problem(data, plan.settings, np.log(prior).astype(np.float32), n)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a Markdown table, columns aligned for reading as plain text too."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Formats a mean and, of more than one value, the standard deviation of a sample."""
+    if not values:
+        return "-"
+    text = f"{np.mean(values):.{digits}f}"
+    return text + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads an earlier result; {} if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a result, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write_results(path, values)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the script with one line and status 2 on an error that the user can mend."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,267 @@
+"""How close the search's hypergradient is to the converged one, on the same split.
+
+    python experiments/hypergradient_accuracy.py --out=runs/hypergradient.json
+    python experiments/hypergradient_accuracy.py --config=experiments/datasets/clinc150.py \
+        --out=runs/hypergradient_clinc150.json -- --config.seed=1
+
+Runs a search and stops at the first step, just before and just after each anneal step and at the
+last step. There the gradient that the step is about to take, with the config's number of inner and
+conjugate-gradient steps, its warm start and float32, is compared with the converged one: the same
+split and temperature, float64, the inner fit solved until its gradient is below `--tolerance`, and
+`--adjoint_steps` conjugate-gradient steps. The gradient is the one in the free matrix theta, before
+clipping.
+
+Prints a Markdown table: cosine (lowest and median over the tasks), ratio of the norms, and what is
+left of both linear and inner problems, the largest over tasks. The file has the figures of every
+task; stopped and started again, points that it holds are not computed anew.
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import figures
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import config_dict
+
+from hume_jax import config as config_lib
+from hume_jax.core import inner_fit, search, task_encoder
+from hume_jax.core.objective import Subset
+from hume_jax.errors import UserError
+
+# Steps of one compiled call on the way between two points.
+BLOCK = 10
+
+
+class Gradients(NamedTuple):
+    """Hypergradients of S tasks on one split."""
+
+    gradient: Array  # (S, d1, K)
+    inner_residual: Array  # (S,) norm of the inner gradient at the solution
+    adjoint_residual: Array  # (S,) relative
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="file, .json")
+    parser.add_argument("--tolerance", type=float, default=1e-9, help="of the converged inner fit")
+    parser.add_argument("--inner_steps", type=int, default=20_000, help="at most, of that fit")
+    parser.add_argument("--adjoint_steps", type=int, default=200, help="of the converged adjoint")
+    return parser.parse_args(arguments)
+
+
+def points(steps: int, anneal_steps: Sequence[int]) -> dict[int, str]:
+    """The steps to stop at (numbers of steps done before them), in order, with their names."""
+    found = {0: "first"}
+    for i, step in enumerate(anneal_steps, 1):
+        if 0 < step < steps:
+            found.setdefault(step - 1, f"before anneal {i}")
+            found.setdefault(step, f"after anneal {i}")
+    found.setdefault(steps - 1, "last")
+    return dict(sorted(found.items()))
+
+
+def walk(
+    problem: figures.Problem, seed: int, tasks: int, stops: Sequence[int]
+) -> Iterator[search.State]:
+    """Searches, and yields the state before each of the steps named."""
+    log_prior = jnp.asarray(problem.log_prior)
+    program = functools.partial(search.run_steps, settings=problem.settings)
+    run = jax.jit(program, static_argnames="steps", donate_argnums=0)
+    init = jax.jit(search.init, static_argnames="settings")
+    state = init(seed, jnp.arange(tasks), problem.data, settings=problem.settings)
+    at = 0
+    for stop in stops:
+        while at < stop:
+            # Two lengths, hence two compilations, whatever the distances.
+            length = BLOCK if stop - at >= BLOCK else 1
+            state, _ = run(state, seed, problem.data, log_prior, steps=length)
+            at += length
+        yield state
+
+
+def default_gradients(
+    state: search.State, seed: int, data: search.Data, log_prior: Array, settings: search.Search
+) -> tuple[Gradients, Subset, tuple[Array, ...], Array]:
+    """The gradient that the next step takes on its first split, and what it was taken from.
+
+    Returns:
+      The gradients, the split, the starts of the inner fits and the temperature.
+    """
+    temperature = search.schedules(settings)[0](state.step)
+    subset, starts = search.split(state, seed, 0, data, settings)
+    gradient, _, (*_, inner, adjoint) = search.hypergradients(
+        state.theta, starts, subset, temperature, log_prior, settings
+    )
+    return Gradients(gradient, inner, adjoint), subset, starts, temperature
+
+
+def converged_gradients(
+    theta: Array,
+    starts: tuple[Array, ...],
+    subset: Subset,
+    temperature: Array,
+    log_prior: Array,
+    *,
+    settings: search.Search,
+    tolerance: float,
+    inner_steps: int,
+    adjoint_steps: int,
+) -> Gradients:
+    """The hypergradient at the solution of the inner problem, in the dtype of the arguments."""
+
+    def solve(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
+        theta = task_encoder.orthonormalise(theta)
+        y = task_encoder.labels(theta, subset.phi1_train, temperature)
+        return tuple(
+            inner_fit.minimise(
+                start,
+                space.train,
+                y,
+                space.penalty,
+                space.step,
+                steps=inner_steps,
+                tolerance=tolerance,
+            )[0]
+            for space, start in zip(subset.spaces, starts, strict=True)
+        )
+
+    solutions = jax.vmap(solve)(theta, starts)
+    # One more step from the solution, whose gradient is reported, and the implicit adjoint there.
+    inner = inner_fit.InnerFit(adjoint="implicit", steps=1, adjoint_steps=adjoint_steps)
+    gradient, _, (*_, residual, adjoint) = search.hypergradients(
+        theta, solutions, subset, temperature, log_prior, settings._replace(inner=inner)
+    )
+    return Gradients(gradient, residual, adjoint)
+
+
+class Programs(NamedTuple):
+    """Both gradients, compiled once for all points."""
+
+    default: Callable[..., tuple[Gradients, Subset, tuple[Array, ...], Array]]
+    converged: Callable[..., Gradients]
+
+
+def programs(settings: search.Search, options: argparse.Namespace) -> Programs:
+    """The two programs for the settings of a search."""
+    return Programs(
+        jax.jit(functools.partial(default_gradients, settings=settings)),
+        jax.jit(
+            functools.partial(
+                converged_gradients,
+                settings=settings,
+                tolerance=options.tolerance,
+                inner_steps=options.inner_steps,
+                adjoint_steps=options.adjoint_steps,
+            )
+        ),
+    )
+
+
+def compare(
+    state: search.State, seed: int, problem: figures.Problem, both: Programs
+) -> dict[str, Any]:
+    """Compares the two gradients of all tasks at one point of the search."""
+    log_prior = jnp.asarray(problem.log_prior)
+    now, subset, starts, temperature = both.default(state, seed, problem.data, log_prior)
+    arguments = (state.theta, starts, subset, temperature, log_prior)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), arguments)
+        want = jax.device_get(both.converged(*double))
+    have = jax.device_get(now)
+    a, b = (g.gradient.reshape(len(g.gradient), -1).astype(np.float64) for g in (have, want))
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    return {
+        "temperature": float(temperature),
+        "cosine": np.sum(a * b, axis=1) / (norm_a * norm_b),
+        "norm_ratio": norm_a / norm_b,
+        "norm": norm_b,
+        "inner_residual": have.inner_residual,
+        "adjoint_residual": have.adjoint_residual,
+        "converged_inner_residual": want.inner_residual,
+        "converged_adjoint_residual": want.adjoint_residual,
+    }
+
+
+def report(found: dict[str, dict[str, Any]]) -> str:
+    """The table, a row for each point and one for all of them."""
+    head = ["point", "step", "T", "cosine: lowest", "median", "norm / converged: median"]
+    head += ["inner residual", "converged", "adjoint residual", "converged"]
+    residuals = [
+        f"{of}{kind}_residual" for kind in ("inner", "adjoint") for of in ("", "converged_")
+    ]
+    rows = []
+    for point, entry in found.items():
+        rows.append(
+            [
+                point,
+                str(entry["step"] + 1),
+                f"{entry['temperature']:.3g}",
+                *_cosines(entry["cosine"]),
+                f"{np.median(entry['norm_ratio']):.4f}",
+                *(f"{np.max(entry[name]):.1e}" for name in residuals),
+            ]
+        )
+    cosines = [c for entry in found.values() for c in entry["cosine"]]
+    rows.append(["all", "", "", *_cosines(cosines), *[""] * 5])
+    return figures.table(head, rows)
+
+
+def _cosines(values: Sequence[float]) -> list[str]:
+    return [f"{np.min(values):.5f}", f"{np.median(values):.5f}"]
+
+
+def heading(config: config_dict.ConfigDict, rows: int) -> str:
+    """What was compared, in a line."""
+    inner = config.inner
+    return (
+        f"{config.n_tasks} tasks, {config.n_classes} classes, {rows} rows; {inner.solver} "
+        f"{inner.steps} steps, {inner.start} start, adjoint {inner.adjoint}"
+        + (f" {inner.adjoint_steps} steps" if inner.adjoint == "implicit" else "")
+        + f", lambda {inner.penalty:g}"
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Computes the points that are missing, prints and writes all."""
+    options = parse_arguments(arguments)
+    config = figures.load_config(options.config, options.fields)
+    if config.inner.penalty <= 0:
+        raise UserError("inner.penalty is 0: without it the inner problem has no solution")
+    made_with = {
+        "config_hash": config_lib.config_hash(config),
+        "tolerance": options.tolerance,
+        "inner_steps": options.inner_steps,
+        "adjoint_steps": options.adjoint_steps,
+    }
+    stored = figures.read_json(options.out) or {**made_with, "points": {}}
+    if any(stored[name] != value for name, value in made_with.items()):
+        raise UserError(f"{options.out} was made with other settings: give another --out")
+    jax.config.update("jax_default_matmul_precision", config.precision)
+    problem = figures.build(config)
+    stops = points(config.search.steps, config.search.anneal_steps)
+    both = programs(problem.settings, options)
+    missing = [step for step, name in stops.items() if name not in stored["points"]]
+    for state in walk(problem, config.seed, config.n_tasks, missing):
+        step = int(state.step)
+        print(f"step {step + 1} ({stops[step]})", file=sys.stderr)
+        stored["points"][stops[step]] = {
+            "step": step,
+            **compare(state, config.seed, problem, both),
+        }
+        figures.write_json(options.out, stored)
+    ordered = {name: stored["points"][name] for name in stops.values()}
+    print(f"{heading(config, problem.rows)}\n\n{report(ordered)}")
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

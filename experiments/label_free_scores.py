@@ -1,0 +1,159 @@
+"""How well the label-free scores of tasks tell which task is accurate.
+
+    python experiments/real_data.py --out=runs/tasks32 -- --config.n_tasks=32
+    python experiments/label_free_scores.py runs/tasks32/*/ --out=runs/tasks32/label_free.json
+
+Takes the workdirs of finished runs (32 tasks or more make the intervals useful; a folder without a
+results.json is an error) and prints a Markdown table, a row for each run and score:
+
+* Pearson's and Spearman's correlation of the score with ACC over the tasks, with bootstrap 95 %
+  intervals. The objective should be low and the other two high for an accurate task.
+* the standard deviation of ACC over the tasks: where it is small there is little to tell apart, and
+  a weak correlation says little.
+* the ACC lost by taking the task of the best score instead of the most accurate one.
+
+Cross-validated accuracy is compared between tasks of the same number of used classes alone (fewer
+classes are easier to predict): the tasks that use the most. The column `tasks` says how many.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import figures
+import numpy as np
+
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.report import results
+
+# Where ACC spreads more than this, the objective's correlation with it should be at most -0.7.
+SPREAD = 0.02
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
+    parser.add_argument("--split", choices=results.SPLITS, default="train", help="whose ACC")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="file, .json")
+    return parser.parse_args(arguments)
+
+
+def study(tasks: Sequence[dict[str, Any]], split: str) -> dict[str, dict[str, Any]]:
+    """Compares every label-free score with ACC.
+
+    Args:
+      tasks: entries of a results.json.
+      split: whose ACC.
+
+    Returns:
+      For each score `n`, `correlation` (as `metrics.correlation`, None where one side is constant),
+      `acc_of_best` of the task that the score puts first, and `lost` against the most accurate.
+    """
+    found = {}
+    accuracy = np.array([task[split]["acc"] for task in tasks])
+    for score, _, _ in results.LABEL_FREE:
+        compared = comparable(tasks, score)
+        values = np.array([tasks[i][score] for i in compared])
+        best = results.best_task(tasks, score)
+        if best is None:
+            continue
+        found[score] = {
+            "n": len(compared),
+            "correlation": metrics.correlation(values, accuracy[compared]),
+            "acc_of_best": float(accuracy[best]),
+            "lost": float(accuracy.max() - accuracy[best]),
+        }
+    return found
+
+
+def comparable(tasks: Sequence[dict[str, Any]], score: str) -> list[int]:
+    """The tasks between which a score may be compared."""
+    scored = [i for i, task in enumerate(tasks) if task.get(score) is not None]
+    if score != "cv_accuracy" or not scored:
+        return scored
+    most = max(tasks[i]["n_classes_used"] for i in scored)
+    return [i for i in scored if tasks[i]["n_classes_used"] == most]
+
+
+def read_run(folder: pathlib.Path, split: str) -> dict[str, Any]:
+    """Studies one finished run."""
+    summary = figures.read_json(folder / "results.json")
+    if not summary:
+        raise UserError(f"{folder} has no results.json: give the workdirs of finished runs")
+    tasks = summary["tasks"]
+    if any(split not in task for task in tasks):
+        raise UserError(f"{folder}: no scores on {split}, the run was given no labels of it")
+    accuracy = [task[split]["acc"] for task in tasks]
+    return {
+        "split": split,
+        "tasks": len(tasks),
+        "acc_mean": float(np.mean(accuracy)),
+        "acc_sd": float(np.std(accuracy, ddof=1)) if len(tasks) > 1 else 0.0,
+        "acc_best": max(accuracy),
+        "acc_ensemble": summary["ensemble"][split]["acc"],
+        "scores": study(tasks, split),
+    }
+
+
+def report(runs: dict[str, dict[str, Any]]) -> str:
+    """The table, a row for each run and score."""
+    names = {key: name for key, name, _ in results.LABEL_FREE}
+    head = ["run", "score", "tasks", "Pearson [95 %]", "Spearman [95 %]", "ACC mean ± sd"]
+    head += ["ACC of the best", "ACC of the best-scored", "lost"]
+    rows = []
+    for run, figure in runs.items():
+        for score, entry in figure["scores"].items():
+            rows.append(
+                [
+                    run,
+                    names[score],
+                    str(entry["n"]),
+                    *(_correlation(entry["correlation"], k) for k in ("pearson", "spearman")),
+                    f"{figure['acc_mean']:.3f} ± {figure['acc_sd']:.3f}",
+                    f"{figure['acc_best']:.3f}",
+                    f"{entry['acc_of_best']:.3f}",
+                    f"{entry['lost']:.3f}",
+                ]
+            )
+    return figures.table(head, rows)
+
+
+def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
+    return results.describe(entry, kind).partition(" ")[2] if entry else "-"
+
+
+def verdict(runs: dict[str, dict[str, Any]]) -> str:
+    """Says of each run whether the objective ranks tasks well enough."""
+    lines = []
+    for run, figure in runs.items():
+        entry = figure["scores"]["objective"]
+        correlation = entry["correlation"]
+        if figure["acc_sd"] > SPREAD and correlation:
+            good = correlation["pearson"] <= -0.7
+            lines.append(f"{run}: Pearson {'at most' if good else 'above'} -0.7 (objective)")
+        else:
+            good = entry["lost"] < 0.01
+            lines.append(
+                f"{run}: ACC hardly varies (sd at most {SPREAD}), "
+                f"{'less' if good else 'not less'} than 0.01 lost by the objective's choice"
+            )
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the runs, prints and writes the figures."""
+    options = parse_arguments(arguments)
+    runs = {folder.resolve().name: read_run(folder, options.split) for folder in options.runs}
+    if len(runs) < len(options.runs):
+        raise UserError("two of the runs have the same name; rename a folder")
+    figures.write_json(options.out, runs)
+    print(f"ACC on {options.split}\n\n{report(runs)}\n\n{verdict(runs)}")
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

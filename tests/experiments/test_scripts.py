@@ -1,0 +1,345 @@
+"""The scripts that print the project's figures, at sizes of seconds."""
+
+import argparse
+import json
+
+import batch_cost
+import figures
+import hypergradient_accuracy
+import jax
+import label_free_scores
+import numpy as np
+import pytest
+import real_data
+
+from hume_jax.core import search
+from hume_jax.errors import UserError
+
+
+@pytest.fixture
+def arrays(rng, tmp_path):
+    """Fields of `configs/arrays.py`: two spaces of three well separated classes, with labels."""
+    fields = ["--config.n_classes=3"]
+    means = {space: 4 * rng.normal(size=(3, 8)) for space in ("phi1", "phi2")}
+    for split, n in (("train", 160), ("test", 60)):
+        labels = rng.integers(0, 3, n)
+        for space, centres in means.items():
+            np.save(tmp_path / f"{space}_{split}.npy", centres[labels] + rng.normal(size=(n, 8)))
+        np.save(tmp_path / f"labels_{split}.npy", labels)
+        fields += [
+            f"--config.data.{split}.{name}={tmp_path / f'{name}_{split}.npy'}"
+            for name in ("phi1", "phi2", "labels")
+        ]
+    return fields
+
+
+def rows_of(table):
+    """Cells of the rows below a Markdown table's head."""
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+
+
+# ---- what the scripts share
+
+
+@pytest.mark.parametrize("name", ["imagenette", "clinc150"])
+def test_dataset_in_either_direction(repository, name):
+    spec = f"{repository}/experiments/datasets/{name}.py"
+    config = figures.load_config(f"{spec}:source=a")
+    assert config.data.train.phi1 != config.data.train.phi2
+    forward, backward = real_data.plan(options(f"{spec}:source=a"))
+    assert (forward.phi1, forward.phi2) == (backward.phi2, backward.phi1)
+    other = figures.load_config(f"{spec}:phi1={forward.phi2.removeprefix('effnet_')},source=a")
+    assert other == figures.load_config(f"{spec}:source=a", backward.flags[1:])
+
+
+def options(config, directions="both", **more):
+    """Options of `real_data`, as its command line gives them."""
+    values = {"config": config, "fields": [], "seeds": [0], "directions": directions, **more}
+    return argparse.Namespace(**values)
+
+
+def test_fields_are_set_as_the_flags_of_main_set_them():
+    config = figures.load_config(
+        "configs/testing.py:transductive",
+        ["--config.search.steps=7", "--config.search.anneal_steps=(2,4)", "--noconfig.plots"],
+    )
+    assert (config.setting, config.search.steps, config.search.anneal_steps) == (
+        "transductive",
+        7,
+        (2, 4),
+    )
+    assert not config.plots
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("--config.search.stepz=7", "did you mean 'search.steps'"),
+        ("--seed=7", "not of the form --config.FIELD=VALUE"),
+        ("--config.n_tasks=many", "n_tasks"),
+    ],
+)
+def test_a_mistaken_field_is_a_user_error(field, message):
+    with pytest.raises(UserError, match=message):
+        figures.load_config("configs/testing.py", [field])
+
+
+def test_errors_end_a_script_with_one_line(capsys):
+    with pytest.raises(SystemExit) as end, figures.one_line_errors():
+        raise UserError("this and that")
+    assert (end.value.code, capsys.readouterr().err) == (2, "error: this and that\n")
+
+
+def test_table_and_spread():
+    table = figures.table(["a", "bc"], [["1", figures.spread([0.5])], ["2", "-"]])
+    assert table == "| a | bc    |\n| - | ----- |\n| 1 | 0.500 |\n| 2 | -     |"
+    assert figures.spread([1.0, 2.0, 3.0], 1) == "2.0 ± 1.0"
+    assert figures.spread([]) == "-"
+
+
+# ---- real_data
+
+
+def summary_of(acc):
+    """A results.json in miniature."""
+    scores = {"acc": acc, "ari": acc - 0.1, "nmi": acc - 0.2}
+    splits = {"train": scores, "test": scores}
+    return {
+        "n_classes": 3,
+        "ensemble": {**splits, "class_counts": [5, 0, 7]},
+        "tasks": [{"n_classes_used": used, **splits} for used in (2, 3)],
+        "baselines": {"kmeans_phi1": splits, "probe_phi2": {"test": scores}},
+        "seconds": {"total": 4.0, "compile": 1.0, "search": 2.0, "score": 1.0},
+        "device": "a machine",
+        "collapsed": [0],
+    }
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Takes the place of the searches; returns the runs that were asked for."""
+    asked = []
+
+    def measure(run, workdir):
+        asked.append(run)
+        acc = 0.9 + 0.02 * run.seed
+        costs = {"wall_seconds": 5.0, "peak_bytes": 2**30, "resumed": False}
+        return {**run._asdict(), **costs, **real_data.summarise(summary_of(acc))}
+
+    monkeypatch.setattr(real_data, "measure", measure)
+    return asked
+
+
+def test_real_data_covers_seeds_and_directions(measured, tmp_path, capsys):
+    command = ["--config=configs/testing.py", "--seeds", "0", "1", f"--out={tmp_path}"]
+    real_data.main([*command, "--", "--config.n_tasks=2"])
+    printed = capsys.readouterr().out
+    assert [(run.phi1, run.phi2, run.seed) for run in measured] == [
+        ("phi1", "phi2", 0),
+        ("phi1", "phi2", 1),
+        ("phi2", "phi1", 0),
+        ("phi2", "phi1", 1),
+    ]
+    assert all("--config.n_tasks=2" in run.flags for run in measured)
+    assert "--config.data.test.phi1=hume_jax:quickstart/phi2_test.npy" in measured[2].flags
+    scores, baselines, costs = map(rows_of, printed.rstrip().split("\n\n")[1:])
+    assert scores[0][:3] == ["phi1 → phi2", "2", "0.910 ± 0.014"]
+    assert scores[0][-3:] == ["2 of 3", "2.5", "2 of 4"]
+    assert [row[:3] for row in baselines] == [
+        ["k-means", "phi1", "0.910 ± 0.014"],
+        ["k-means", "phi2", "0.910 ± 0.014"],
+        ["supervised probe", "phi1", "0.910 ± 0.014"],
+        ["supervised probe", "phi2", "0.910 ± 0.014"],
+    ]
+    assert costs[1] == [
+        "phi2 → phi1", "4.0 ± 0.0", "1.0 ± 0.0", "2.0 ± 0.0", "1.0 ± 0.0", "5.0 ± 0.0", "1.00",
+    ]  # fmt: skip
+
+
+def test_real_data_keeps_finished_runs(measured, tmp_path, capsys):
+    command = ["--config=configs/testing.py", "--directions=forward", f"--out={tmp_path}"]
+    real_data.main(command)
+    first = capsys.readouterr().out
+    real_data.main(command)
+    assert capsys.readouterr().out == first
+    real_data.main([*command, "--seeds", "0", "3"])
+    assert [run.seed for run in measured] == [0, 3]
+    with pytest.raises(UserError, match="another config: give another --out"):
+        real_data.main([*command, "--", "--config.n_tasks=2"])
+
+
+def test_real_data_needs_labels(tmp_path):
+    with pytest.raises(UserError, match="labels are needed"):
+        real_data.main(
+            ["--config=configs/testing.py", f"--out={tmp_path}", "--", "--config.data.test.labels="]
+        )
+
+
+@pytest.mark.slow
+def test_real_data_runs_the_search_that_figures_build(
+    arrays, repository, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.chdir(repository)
+    settings = ["--config.n_tasks=2", "--config.search.steps=4", "--config.log_every=2"]
+    fields = [*arrays, *settings, "--noconfig.plots"]
+    real_data.main(
+        ["--config=configs/arrays.py", "--directions=forward", f"--out={tmp_path / 'out'}", "--"]
+        + fields
+    )
+    printed, log = capfd.readouterr()
+    assert "HUME ensemble" in log
+    assert rows_of(printed.split("\n\n")[1])[0][0] == "phi1 → phi2"
+    run = json.loads((tmp_path / "out" / "runs.json").read_text())["phi1-phi2-seed0"]
+    assert run["peak_bytes"] > 1e8
+    assert run["wall_seconds"] > run["seconds"]["total"] > 0
+
+    # The scripts that time and compare steps take the same ones.
+    lines = (tmp_path / "out" / "phi1-phi2-seed0" / "metrics.jsonl").read_text().splitlines()
+    problem = figures.build(figures.load_config("configs/arrays.py", fields))
+    state = next(hypergradient_accuracy.walk(problem, 0, 2, [3]))
+    _, info = jax.jit(search.step, static_argnames="settings")(
+        state, 0, problem.data, problem.log_prior, settings=problem.settings
+    )
+    assert np.allclose(info.objective, json.loads(lines[-1])["objective"], rtol=1e-4)
+
+
+def test_a_failed_run_is_reported(tmp_path):
+    run = real_data.Run("a", "phi1", "phi2", 0, ("--config=nothing.py",), "")
+    with pytest.raises(UserError, match="a ended with status"):
+        real_data.measure(run, tmp_path / "a")
+
+
+# ---- label_free_scores
+
+
+def write_run(folder, acc, **scores):
+    tasks = [
+        {"train": {"acc": a}, "n_classes_used": 3, "objective": 1 - a, "agreement": a}
+        | {name: values[i] for name, values in scores.items()}
+        for i, a in enumerate(acc)
+    ]
+    folder.mkdir()
+    summary = {"tasks": tasks, "ensemble": {"train": {"acc": 0.97}}}
+    (folder / "results.json").write_text(json.dumps(summary))
+
+
+def test_label_free_scores(tmp_path, capsys):
+    acc = [0.7, 0.8, 0.9, 0.95]
+    write_run(tmp_path / "good", acc, cv_accuracy=[0.6, 0.9, 0.8, 0.7])
+    # The most predictable task uses fewer classes, so it is not compared.
+    write_run(
+        tmp_path / "flat",
+        [0.9, 0.91, 0.9, 0.902],
+        cv_accuracy=[0.99, 0.5, 0.6, 0.7],
+        n_classes_used=[2, 3, 3, 3],
+    )
+    out = tmp_path / "out.json"
+    label_free_scores.main([str(tmp_path / "good"), str(tmp_path / "flat"), f"--out={out}"])
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    good = found["good"]["scores"]
+    assert good["objective"]["correlation"]["pearson"] == pytest.approx(-1)
+    assert good["objective"]["lost"] == 0
+    assert good["cv_accuracy"]["acc_of_best"] == 0.8
+    assert good["cv_accuracy"]["lost"] == pytest.approx(0.15)
+    flat = found["flat"]["scores"]["cv_accuracy"]
+    assert (flat["n"], flat["acc_of_best"]) == (3, 0.902)
+    _, table, verdict = printed.rstrip().split("\n\n")
+    assert rows_of(table)[0][:3] == ["good", "objective", "4"]
+    assert rows_of(table)[0][3].startswith("-1.00 [-1.00")
+    assert "* good: Pearson at most -0.7 (objective)" in verdict
+    assert "* flat: ACC hardly varies (sd at most 0.02), less than 0.01 lost" in verdict
+
+
+def test_label_free_scores_of_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"no results\.json"):
+        label_free_scores.main([str(tmp_path), f"--out={tmp_path / 'out.json'}"])
+
+
+# ---- hypergradient_accuracy
+
+
+def test_points_of_the_search():
+    points = hypergradient_accuracy.points(200, (120, 160))
+    assert points == {
+        0: "first",
+        119: "before anneal 1",
+        120: "after anneal 1",
+        159: "before anneal 2",
+        160: "after anneal 2",
+        199: "last",
+    }
+    # Steps that coincide are visited once, and anneals that are never reached not at all.
+    assert list(hypergradient_accuracy.points(5, (1, 2, 50))) == [0, 1, 2, 4]
+
+
+def test_hypergradient_accuracy(arrays, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    small = ["--config.n_tasks=2", "--config.search.steps=3", "--config.search.anneal_steps=()"]
+    # Many steps, so that both gradients must agree.
+    many = ["--config.inner.steps=300", "--config.inner.adjoint_steps=60"]
+    fields = [*arrays, *small, *many, "--config.inner.penalty=1e-2"]
+    command = ["--config=configs/arrays.py", f"--out={out}", "--adjoint_steps=60"]
+    hypergradient_accuracy.main([*command, "--", *fields])
+    printed = capsys.readouterr().out
+    points = json.loads(out.read_text())["points"]
+    assert [(name, entry["step"]) for name, entry in points.items()] == [("first", 0), ("last", 2)]
+    for entry in points.values():
+        assert len(entry["cosine"]) == 2
+        assert min(entry["cosine"]) > 0.9999
+        assert np.allclose(entry["norm_ratio"], 1, atol=1e-3)
+        assert max(entry["converged_inner_residual"]) < 1e-8
+        assert max(entry["converged_adjoint_residual"]) < 1e-8
+    assert [row[0] for row in rows_of(printed.split("\n\n")[1])] == ["first", "last", "all"]
+
+    # What is in the file is not computed again.
+    stored = json.loads(out.read_text())
+    stored["points"]["first"]["cosine"] = [0.25, 0.75]
+    out.write_text(json.dumps(stored))
+    hypergradient_accuracy.main([*command, "--", *fields])
+    assert rows_of(capsys.readouterr().out.split("\n\n")[1])[0][3:5] == ["0.25000", "0.50000"]
+    with pytest.raises(UserError, match="other settings: give another --out"):
+        hypergradient_accuracy.main([*command, "--tolerance=1e-3", "--", *fields])
+
+
+def test_hypergradient_accuracy_needs_a_penalty(arrays, tmp_path):
+    unrolled = ["--config.inner.adjoint=unrolled", "--noconfig.inner.precondition"]
+    fields = [*arrays, *unrolled, "--config.inner.penalty=0"]
+    with pytest.raises(UserError, match=r"inner\.penalty is 0"):
+        hypergradient_accuracy.main(
+            ["--config=configs/arrays.py", f"--out={tmp_path / 'out.json'}", "--", *fields]
+        )
+
+
+# ---- batch_cost
+
+
+def test_batch_cost(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    batch_cost.main(
+        ["--random=200,6,3", "--sizes", "2", "--block=1", "--repeats=2", f"--out={out}"]
+        + ["--", "--config.search.subset_size=100"]
+    )
+    found = json.loads(out.read_text())
+    assert (found["rows"], found["columns"], found["n_classes"]) == (200, [6, 7], 3)
+    assert np.shape(found["step_seconds"]) == (1, 2)
+    assert np.min(found["step_seconds"]) > 0
+    # Nothing to compare with.
+    assert rows_of(capsys.readouterr().out.split("\n\n")[1])[0][4] == "-"
+
+
+def test_batch_cost_as_a_share_of_single_runs():
+    found = {"rows": 9, "columns": [3, 4], "n_classes": 2, "subset": 6, "device": "a machine"}
+    found |= {"block": 5, "sizes": [1, 4], "compile_seconds": [1.0, 2.0]}
+    found["step_seconds"] = [[0.2, 0.1, 9.0], [0.2, 0.2, 0.3]]
+    rows = rows_of(batch_cost.report(found).split("\n\n")[1])
+    assert rows == [
+        ["1", "0.2000", "0.1000", "0.2000", "100%", "1.0"],
+        ["4", "0.2000", "0.2000", "0.0500", "25%", "2.0"],
+    ]
+
+
+def test_batch_cost_needs_three_numbers(tmp_path):
+    with pytest.raises(UserError, match="three numbers"):
+        batch_cost.main(["--random=200,6", f"--out={tmp_path / 'out.json'}"])

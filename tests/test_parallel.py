@@ -1,0 +1,199 @@
+"""One device, two devices and two processes find the same, from the same state.
+
+The two processes run this file as a script: `test_parallel.py PORT INDEX FILE`.
+"""
+
+import functools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from hume_jax import parallel
+from hume_jax.core import search
+from hume_jax.core.inner_fit import InnerFit
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+N, D1, D2, K, SHARDS, TASKS = 203, 12, 9, 4, 4, 2
+# No clipping, so that Adam's first moment after the first step is a tenth of the hypergradient.
+# Conjugate gradients that converge: stopped at 10 steps here, where the residual is still 2e-3, they
+# carry the rounding of another order of summation up to 1e-3 of the result.
+INNER = InnerFit(solver="newton", steps=5, newton_steps=20, adjoint_steps=20)
+SETTINGS = search.Search(K, 30, 6, temperature=0.1, clip=1e9, inner=INNER)
+
+
+def problem() -> tuple[search.Data, search.State]:
+    """Clustered rows, and tasks that start at random."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(K, size=N)
+    phi1, x = (
+        (rng.normal(size=(K, width))[classes] + rng.normal(size=(N, width))).astype(np.float32)
+        for width in (D1, D2)
+    )
+    phi1 /= np.linalg.norm(phi1, axis=1, keepdims=True)
+    data = search.make_data(phi1, [(x / 3, np.full(D2, 1e-3, np.float32))], SHARDS)
+    init = jax.jit(functools.partial(search.init, settings=SETTINGS))
+    return data, init(0, jnp.arange(TASKS, dtype=jnp.int32), data)
+
+
+@jax.jit
+def step(state, seed, data, log_prior):
+    return search.step(state, seed, data, log_prior, SETTINGS)
+
+
+def steps_on(mesh, data, state, count=1):
+    """The state after some steps on a mesh, and the first one's info."""
+    log_prior = np.log(np.full(K, 1 / K, np.float32))
+    data, state = parallel.place_data(data, mesh), parallel.place_state(state, mesh)
+    state, info = step(state, np.uint32(0), data, log_prior)
+    for _ in range(count - 1):
+        state, _ = step(state, np.uint32(0), data, log_prior)
+    return state, info
+
+
+def hypergradient(state):
+    return np.asarray(state.optimiser[1][0].mu) / 0.1
+
+
+def error(found, expected):
+    """Relative, of each task."""
+    difference = np.linalg.norm((found - expected).reshape(TASKS, -1), axis=1)
+    return difference / np.linalg.norm(expected.reshape(TASKS, -1), axis=1)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return problem()
+
+
+@pytest.fixture(scope="module")
+def alone(start):
+    """One step on one device."""
+    return steps_on(parallel.make_mesh(TASKS, SHARDS, 1), *start)
+
+
+@pytest.fixture(scope="module")
+def over_tasks(start):
+    return steps_on(parallel.make_mesh(TASKS, SHARDS, 2), *start)
+
+
+@pytest.fixture(scope="module")
+def over_data(start):
+    # A mesh for one task leaves both devices to the rows.
+    return steps_on(parallel.make_mesh(1, SHARDS, 2), *start)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "shards", "devices", "shape"),
+    [(4, 64, 2, (2, 1)), (3, 64, 2, (1, 2)), (3, 1, 2, (1, 1)), (16, 64, 1, (1, 1))],
+)
+def test_devices_that_divide_the_tasks_then_the_shards(tasks, shards, devices, shape):
+    mesh = parallel.make_mesh(tasks, shards, devices)
+    assert dict(mesh.shape) == {"task": shape[0], "data": shape[1]}
+
+
+def test_arrays_lie_where_the_mesh_says(start):
+    data, state = start
+    mesh = parallel.make_mesh(1, SHARDS, 2)
+    placed = parallel.place_data(data, mesh)
+    assert placed.phi1.sharding.spec == placed.spaces[0].x.sharding.spec == P("data")
+    assert placed.counts.sharding.spec == P("data")
+    assert placed.spaces[0].penalty.sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, placed, data)
+    halves = [shard.data.shape for shard in placed.phi1.addressable_shards]
+    assert halves == [(SHARDS // 2, *data.phi1.shape[1:])] * 2
+    mesh = parallel.make_mesh(TASKS, SHARDS, 2)
+    spread = parallel.place_state(state, mesh)
+    assert [shard.data.shape[0] for shard in spread.theta.addressable_shards] == [1, 1]
+    assert spread.step.sharding.is_fully_replicated
+    assert parallel.place_data(data, mesh).phi1.sharding.is_fully_replicated
+
+
+def test_two_devices_that_share_the_tasks(alone, over_tasks):
+    assert np.all(error(hypergradient(over_tasks[0]), hypergradient(alone[0])) < 1e-5)
+    np.testing.assert_allclose(over_tasks[1].objective, alone[1].objective, rtol=1e-5)
+    np.testing.assert_allclose(over_tasks[0].theta, alone[0].theta, atol=1e-5)
+
+
+def test_two_devices_that_share_the_rows(alone, over_data):
+    assert np.all(error(hypergradient(over_data[0]), hypergradient(alone[0])) < 1e-4)
+    np.testing.assert_allclose(over_data[1].objective, alone[1].objective, rtol=1e-4)
+    np.testing.assert_allclose(over_data[0].theta, alone[0].theta, atol=1e-4)
+
+
+@pytest.mark.parametrize("tasks", [1, TASKS], ids=["rows", "tasks"])
+def test_the_same_devices_give_the_same_bits(start, over_tasks, over_data, tasks):
+    before = over_data if tasks == 1 else over_tasks
+    again = steps_on(parallel.make_mesh(tasks, SHARDS, 2), *start)
+    jax.tree.map(np.testing.assert_array_equal, again, before)
+
+
+def test_a_state_stays_where_it_was_placed(start, over_tasks):
+    state, _ = over_tasks
+    placed = parallel.place_state(start[1], parallel.make_mesh(TASKS, SHARDS, 2))
+    for leaf, before in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+        assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
+
+
+def test_two_processes_give_what_one_gives(alone, repository, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(port), str(i), str(tmp_path / f"{i}.npz")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        printed = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    state, info = alone
+    for i, worker in enumerate(workers):
+        assert worker.returncode == 0, printed[i][-3000:]
+        with np.load(tmp_path / f"{i}.npz", allow_pickle=False) as found:
+            assert found["devices"] == 2
+            assert np.all(error(found["hypergradient"], hypergradient(state)) < 1e-4)
+            np.testing.assert_allclose(found["theta"], state.theta, atol=1e-4)
+            np.testing.assert_allclose(found["objective"], info.objective, rtol=1e-4)
+
+
+def worker(port: str, index: str, file: str) -> None:
+    """One of the two processes: half of the shards are its own."""
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+    mesh = parallel.make_mesh(1, SHARDS)
+    state, info = steps_on(mesh, *problem())
+    placed = parallel.place_data(problem()[0], mesh)
+    assert [s.data.shape[0] for s in placed.phi1.addressable_shards] == [SHARDS // 2]
+    # Without a task axis every process holds the whole state.
+    np.savez(
+        pathlib.Path(file),
+        devices=jax.device_count(),
+        hypergradient=hypergradient(state),
+        theta=state.theta,
+        objective=info.objective,
+    )
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])

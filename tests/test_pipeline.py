@@ -1,0 +1,409 @@
+"""Whole runs, in this process: what is written, and what a run does and does not depend on."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import hume_jax
+from hume_jax import config as config_lib
+from hume_jax import labelling, memory, pipeline, planning
+from hume_jax.core import aggregate
+from hume_jax.core.inner_fit import InnerFit
+from hume_jax.core.search import Search
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+QUICKSTART = pathlib.Path(hume_jax.__file__).parent / "data" / "quickstart"
+SCORES = {"acc", "ari", "nmi"}
+BASELINES = {"kmeans_phi1", "kmeans_phi2", "probe_phi1", "probe_phi2"}
+# Four of the ten classes and 16 of the 128 columns; no number of shards divides the rows.
+K, COLUMNS, TRAIN, ROWS, TASKS = 4, 16, 301, 401, 3
+
+
+class Run(NamedTuple):
+    """A finished run, read back from its folder."""
+
+    path: pathlib.Path
+    results: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    rows: list[dict[str, str]]  # of labels.csv
+
+    def column(self, name: str, *splits: str) -> np.ndarray:
+        """Of labels.csv."""
+        values = [row[name] for row in self.rows if row["split"] in (splits or ("train",))]
+        return np.array(values).astype(int if name == "label" else float)
+
+    def searched(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, but for times."""
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in self.metrics]
+
+    def state(self, batch: int = 0) -> Any:
+        """The arrays of the last checkpoint."""
+        with ocp.CheckpointManager(self.path / "checkpoints" / f"batch_{batch:04d}") as manager:
+            return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+
+    def model(self) -> labelling.Model:
+        with np.load(self.path / "model.npz", allow_pickle=False) as arrays:
+            return labelling.from_arrays(arrays)
+
+
+def finished(path: pathlib.Path) -> Run:
+    with (path / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    results = json.loads((path / "results.json").read_text())
+    return Run(path, results, [json.loads(line) for line in lines], rows)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`configs/testing.py` as it is."""
+    path = tmp_path_factory.mktemp("runs") / "quickstart"
+    returned = pipeline.run(config_lib.load("configs/testing.py"), path)
+    run = finished(path)
+    assert json.loads(json.dumps(returned)) == run.results
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Small arrays in float16: all rows, and the same as train and test."""
+    folder = tmp_path_factory.mktemp("arrays")
+    true = np.load(QUICKSTART / "labels_train.npy")
+    kept = np.flatnonzero(true < K)[:ROWS]
+    arrays = {"labels": true[kept]}
+    for name in ("phi1", "phi2"):
+        arrays[name] = np.load(QUICKSTART / f"{name}_train.npy")[kept, :COLUMNS]
+        assert arrays[name].dtype == np.float16
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        np.save(folder / f"{name}_train.npy", array[:TRAIN])
+        np.save(folder / f"{name}_test.npy", array[TRAIN:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs `configs/testing.py` on the small arrays, with further fields."""
+
+    def run(variant: str = "", fields: dict[str, Any] | None = None) -> Run:
+        config = config_lib.load(f"configs/testing.py:{variant}")
+        for split in ("train", "test"):
+            config.data[split].update({"phi1": "", "phi2": "", "labels": ""})
+        config.data.train.update({k: str(folder / f"{k}.npy") for k in ("phi1", "phi2")})
+        common = {"n_classes": K, "n_tasks": TASKS, "plots": False, "baselines": False}
+        # More rows than there are: all are used, so runs on as many rows are of one shape.
+        sizes = {"search.subset_size": 1000, "score.rows": 300, "ensemble.fraction": 1.0}
+        for name, value in {**common, **sizes, **(fields or {})}.items():
+            *sections, last = name.split(".")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[last] = value
+        path = tmp_path_factory.mktemp("runs") / "run"
+        pipeline.run(config, path)
+        return finished(path)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(search: Callable[..., Run]) -> Run:
+    """No labels, one split."""
+    return search()
+
+
+def same_search(a: Run, b: Run) -> None:
+    """Bit for bit: labels, metrics and the final state."""
+    assert (a.path / "labels.csv").read_bytes() == (b.path / "labels.csv").read_bytes()
+    assert a.searched() == b.searched()
+    jax.tree.map(np.testing.assert_array_equal, a.state(), b.state())
+    jax.tree.map(np.testing.assert_array_equal, a.model(), b.model())
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of equal labels after matching the classes."""
+    return metrics.score(a, b)["acc"]
+
+
+# ---- what is written
+
+
+def test_files(quickstart):
+    names = {path.name for path in quickstart.path.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "results.json", "labels.csv"}
+    assert names >= {"model.npz", "curves.png", "objective.png", "confusion.png"}
+    config = json.loads((quickstart.path / "config.json").read_text())
+    assert "presets" not in config
+    assert None not in config_lib.flatten(config).values()
+    assert config == json.loads(
+        config_lib.to_json(config_lib.resolve(config_lib.load("configs/testing.py")))
+    )
+
+
+def test_results_are_as_the_contract_says(quickstart):
+    results = quickstart.results
+    assert results["version"] == hume_jax.__version__
+    config = config_lib.resolve(config_lib.load("configs/testing.py"))
+    assert results["config_hash"] == config_lib.config_hash(config)
+    assert (results["setting"], results["n_classes"]) == ("inductive", 10)
+    assert isinstance(results["device"], str)
+    assert results["versions"].keys() >= {"jax", "jaxopt", "optax", "numpy", "scikit-learn"}
+    assert results["seconds"].keys() == {"total", "compile", "search", "score"}
+    assert results["correlation"].keys() >= {"objective_acc", "cv_accuracy_acc"}
+    assert [task["seed"] for task in results["tasks"]] == list(range(config.n_tasks))
+    for entry in (results["ensemble"], *results["tasks"]):
+        assert "all" not in entry
+        for split in ("train", "test"):
+            assert entry[split].keys() >= SCORES
+            assert all(0 <= entry[split][score] <= 1 for score in ("acc", "nmi"))
+    for task in results["tasks"]:
+        assert 0 <= task["cv_accuracy"] <= 1
+        assert 1 <= task["n_classes_used"] <= 10
+        assert task["objective"] >= task["heldout_ce"] > 0
+    assert results["baselines"].keys() == BASELINES
+    for name, entry in results["baselines"].items():
+        # The probe is fitted on train labels: a score on them would say nothing.
+        assert entry.keys() == ({"test"} if name.startswith("probe") else {"train", "test"})
+        assert all(scores.keys() >= SCORES for scores in entry.values())
+
+
+def test_ensemble_scores_are_those_of_the_labels_written(quickstart):
+    for split in ("train", "test"):
+        true = np.load(QUICKSTART / f"labels_{split}.npy")
+        found = quickstart.column("label", split)
+        assert len(found) == len(true)
+        score = metrics.score(found, true)
+        for name in SCORES:
+            assert quickstart.results["ensemble"][split][name] == pytest.approx(score[name])
+
+
+def test_metrics_hold_every_logged_step_once(quickstart):
+    config = config_lib.resolve(config_lib.load("configs/testing.py"))
+    steps = list(range(config.log_every, config.search.steps + 1, config.log_every))
+    assert [row["step"] for row in quickstart.metrics] == steps
+    for row in quickstart.metrics:
+        assert row["tasks"] == list(range(config.n_tasks))
+        for name in ("objective", "heldout_ce", "entropy", "inner_residual", "adjoint_residual"):
+            assert len(row[name]) == config.n_tasks
+            assert np.isfinite(row[name]).all()
+
+
+def test_labels_are_what_the_stored_model_predicts(quickstart):
+    model = quickstart.model()
+    for split in ("train", "test"):
+        vote = labelling.predict(model, [np.load(QUICKSTART / f"phi1_{split}.npy")])
+        np.testing.assert_array_equal(quickstart.column("label", split), vote.labels)
+        # Six decimals are written.
+        for name, values in (("agreement", vote.agreement), ("margin", vote.margin)):
+            np.testing.assert_allclose(quickstart.column(name, split), values, atol=1e-6)
+        indices = quickstart.column("index", split)
+        np.testing.assert_array_equal(indices, np.arange(len(vote.labels)))
+
+
+def test_a_row_is_labelled_whatever_rows_are_beside_it(quickstart):
+    model, rows = quickstart.model(), np.load(QUICKSTART / "phi1_test.npy")
+    together = labelling.predict(model, [rows])
+    picked = np.array([1500, 3, 700])
+    alone = labelling.predict(model, [rows[picked]])
+    for one, all_ in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, all_[picked])
+
+
+def test_a_model_survives_its_file(quickstart):
+    model = quickstart.model()
+    again = labelling.from_arrays(labelling.to_arrays(model))
+    assert again.kind == model.kind == "rows"
+    jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_metrics_are_golden(quickstart):
+    """Regenerate after a change that is meant: see `tests/golden/README.md`."""
+
+
+# ---- labels never reach the search
+
+
+def test_without_labels_there_are_no_scores(plain):
+    results = plain.results
+    assert results["correlation"] == results["baselines"] == {}
+    for entry in (results["ensemble"], *results["tasks"]):
+        assert not entry.keys() & {"train", "test", "all"}
+    for task in results["tasks"]:
+        assert task.keys() >= {"seed", "objective", "cv_accuracy", "n_classes_used", "agreement"}
+    assert "null" not in (plain.path / "results.json").read_text()
+
+
+def test_labels_do_not_change_the_search(search, plain, folder):
+    given = search(fields={"data.train.labels": str(folder / "labels.npy")})
+    same_search(given, plain)
+    assert given.results["ensemble"]["train"].keys() >= SCORES
+    shuffled = np.random.default_rng(0).permutation(np.load(folder / "labels.npy"))
+    np.save(folder / "shuffled.npy", shuffled)
+    other = search(fields={"data.train.labels": str(folder / "shuffled.npy")})
+    same_search(other, plain)
+    free = ("objective", "heldout_ce", "cv_accuracy", "agreement", "n_classes_used")
+    for tasks in zip(*(run.results["tasks"] for run in (plain, given, other)), strict=True):
+        assert len({tuple(task[name] for name in free) for task in tasks}) == 1
+    accuracy = [run.results["ensemble"]["train"]["acc"] for run in (given, other)]
+    assert accuracy[0] > accuracy[1] + 0.1
+
+
+# ---- settings and inputs
+
+
+def test_transductive(search, plain, folder):
+    fields = {
+        f"data.{split}.{name}": str(folder / f"{name}_{split}.npy")
+        for split in ("train", "test")
+        for name in ("phi1", "phi2", "labels")
+    }
+    run = search("transductive", {**fields, "baselines": True})
+    results = run.results
+    assert results["setting"] == "transductive"
+    true = np.load(folder / "labels.npy")
+    union = run.column("label", "train", "test")
+    assert len(union) == ROWS
+    for entry in (results["ensemble"], *results["tasks"]):
+        assert all(entry[split].keys() >= SCORES for split in ("train", "test", "all"))
+    assert results["ensemble"]["all"]["acc"] == pytest.approx(metrics.score(union, true)["acc"])
+    part = metrics.score(union[TRAIN:], true[TRAIN:])["acc"]
+    assert results["ensemble"]["test"]["acc"] == pytest.approx(part)
+    for name, entry in results["baselines"].items():
+        splits = {"test"} if name.startswith("probe") else {"train", "test", "all"}
+        assert entry.keys() == splits
+    assert {entry["split"] for entry in results["correlation"].values()} <= {"all"}
+    # The union was searched: as one array it gives the same.
+    assert agreement(union, plain.column("label")) >= 0.99
+
+
+def test_float32_files_of_the_same_values_change_nothing(search, plain, folder):
+    fields = {}
+    for name in ("phi1", "phi2"):
+        np.save(folder / f"{name}_float32.npy", np.load(folder / f"{name}.npy").astype(np.float32))
+        fields[f"data.train.{name}"] = str(folder / f"{name}_float32.npy")
+    same_search(search(fields=fields), plain)
+
+
+def test_several_first_spaces_are_joined(search, plain, folder):
+    phi1 = np.load(folder / "phi1.npy")
+    for name, columns in (("left", phi1[:, :6]), ("right", phi1[:, 6:])):
+        np.save(folder / f"{name}.npy", columns)
+    paths = (str(folder / "left.npy"), str(folder / "right.npy"))
+    run = search(fields={"data.train.phi1": paths})
+    model = run.model()
+    assert model.theta.shape == (TASKS, COLUMNS, K)
+    assert [len(stats.mean) for stats in model.statistics] == [6, 10]
+    vote = labelling.predict(model, [phi1[:, :6], phi1[:, 6:]])
+    np.testing.assert_array_equal(run.column("label"), vote.labels)
+    # Each file is scaled to unit norm before, so it is another search.
+    assert run.searched() != plain.searched()
+
+
+def test_preset_paper_and_several_second_spaces(search, plain, folder):
+    paths = (str(folder / "phi2.npy"), str(folder / "phi1.npy"))
+    run = search("preset=paper", {"data.train.phi2": paths, "n_tasks": TASKS})
+    config = json.loads((run.path / "config.json").read_text())
+    assert (config["inner"]["adjoint"], config["inner"]["start"]) == ("unrolled", "random")
+    state = run.state()
+    assert [w.shape for w in state["inner"]] == [(TASKS, K, COLUMNS + 1)] * 2
+    assert run.model().kind == "stored"
+    assert run.column("label").shape == (ROWS,)
+    for row in run.metrics:
+        assert np.all(np.asarray(row["adjoint_residual"]) == 0)
+    # Tasks are judged in both spaces.
+    for mine, theirs in zip(run.results["tasks"], plain.results["tasks"], strict=True):
+        assert mine["cv_accuracy"] != theirs["cv_accuracy"]
+
+
+def test_class_prior(search, plain):
+    prior = np.array([0.4, 0.3, 0.2, 0.1])
+    run = search(fields={"class_prior": tuple(prior)})
+    assert run.searched() != plain.searched()
+    eta = json.loads((run.path / "config.json").read_text())["search"]["entropy_weight"]
+    with np.load(run.path / "scores.npz", allow_pickle=False) as scores:
+        # eta KL(p || prior) = eta (sum p log p - sum p log prior).
+        excess = (scores["objective"] - scores["heldout_ce"]) / eta + scores["entropy"]
+    assert np.all((-np.log(0.4) <= excess) & (excess <= -np.log(0.1)))
+
+
+def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
+    """Not bit for bit: products of another number of tasks are summed in another order."""
+    run = search(fields={"task_batch": 2})
+    assert json.loads((run.path / "batches.json").read_text()) == [[0, 1], [2]]
+    steps = [row["step"] for row in plain.metrics]
+    assert [(row["batch"], row["step"]) for row in run.metrics] == [
+        (batch, step) for batch in (0, 1) for step in steps
+    ]
+    assert [task["seed"] for task in run.results["tasks"]] == [0, 1, 2]
+    assert agreement(run.column("label"), plain.column("label")) >= 0.99
+    for i in range(TASKS):
+        first = run.metrics[len(steps) * (i // 2)]["objective"][i % 2]
+        assert first == pytest.approx(plain.metrics[0]["objective"][i], rel=1e-3)
+
+
+def test_a_subset_larger_than_the_data_is_all_of_it(plain, caplog):
+    config = config_lib.resolve(config_lib.load("configs/testing.py"))
+    config.search.subset_size = 1000
+
+    class Folder:
+        path = plain.path
+
+    with caplog.at_level("WARNING"):
+        plan = planning.make_plan(config, ROWS, COLUMNS, (COLUMNS + 1,), Folder())
+    assert "search.subset_size is 1000, there are 401 rows: all are used" in caplog.text
+    shards = planning.shard_count(config, ROWS)
+    assert ROWS % shards
+    assert plan.shape.train + plan.shape.test == ROWS // shards * shards
+    assert plan.shape.rows == -(-ROWS // shards) * shards
+
+
+@pytest.mark.parametrize(
+    ("n", "subset", "shards"), [(6000, 5000, 64), (401, 1000, 8), (401, 40, 2), (20, 20, 1)]
+)
+def test_few_rows_lie_on_fewer_shards(n, subset, shards):
+    config = config_lib.resolve(config_lib.load("configs/quickstart.py"))
+    config.search.subset_size = subset
+    assert planning.shard_count(config, n) == shards
+
+
+# ---- memory
+
+SHAPE = memory.Shape(rows=6000, train=4500, test=500, phi1=128, inner=(129,))
+SETTINGS = Search(10, 70, 8)
+
+
+def test_as_many_tasks_as_fit():
+    each, fixed = memory.task_bytes(SHAPE, SETTINGS), memory.data_bytes(SHAPE)
+    room = (fixed + 5.5 * each) / 0.9
+    assert planning.batch_size(4, 0, SHAPE, SETTINGS, int(room)) == 4
+    # Two batches of four, not one of five and one of three.
+    assert planning.batch_size(8, 0, SHAPE, SETTINGS, int(room)) == 4
+    assert planning.batch_size(8, 2, SHAPE, SETTINGS, int(room)) == 2
+    assert planning.batch_size(3, 16, SHAPE, SETTINGS, int(room)) == 3
+    with pytest.raises(UserError, match=r"a batch of 8 tasks needs about .* set task_batch=5,"):
+        planning.batch_size(8, 8, SHAPE, SETTINGS, int(room))
+
+
+def test_not_even_one_task_fits():
+    room = memory.data_bytes(SHAPE)
+    for asked in (0, 1):
+        with pytest.raises(UserError, match="a batch of 1 tasks .* lower search.subset_size"):
+            planning.batch_size(8, asked, SHAPE, SETTINGS, room)
+
+
+def test_memory_grows_with_what_a_task_keeps():
+    unrolled = SETTINGS._replace(inner=InnerFit(adjoint="unrolled", solver="gradient", steps=300))
+    assert memory.task_bytes(SHAPE, unrolled) > memory.task_bytes(SHAPE, SETTINGS)
+    more = SHAPE._replace(inner=(129, 129))
+    assert memory.task_bytes(more, SETTINGS) > memory.task_bytes(SHAPE, SETTINGS)
+    assert memory.data_bytes(more) > memory.data_bytes(SHAPE)
