@@ -99,9 +99,9 @@ def _score() -> config_dict.ConfigDict:
     score.rows = 10000
     # Penalty lambda of these fits.
     score.penalty = 1e-4
-    # Bound on the steps of these fits.
-    score.steps = 1000
-    # Norm of the gradient, relative to the one at zero, at which these fits stop.
+    # Bound on the Newton steps of these fits.
+    score.steps = 50
+    # Norm of the inner gradient, in preconditioned coordinates, at which these fits stop.
     score.tolerance = 1e-4
     return score
 

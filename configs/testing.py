@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.search.shards = 8
     config.score.rows = 600
     config.score.folds = 3
-    config.score.steps = 100
+    config.score.steps = 20
     config.log_every = 2
     config.checkpoint_seconds = 0.0
     apply_variant(config, arg)

@@ -37,6 +37,8 @@ from hume_jax.errors import UserError
 
 # Steps of one compiled call on the way between two points.
 BLOCK = 10
+# Conjugate-gradient steps in each Newton step of the converged fit.
+NEWTON_STEPS = 60
 
 
 class Gradients(NamedTuple):
@@ -53,8 +55,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     figures.add_config(parser, figures.IMAGENETTE)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="file, .json")
     parser.add_argument("--tolerance", type=float, default=1e-9, help="of the converged inner fit")
-    parser.add_argument("--inner_steps", type=int, default=20_000, help="at most, of that fit")
-    parser.add_argument("--adjoint_steps", type=int, default=200, help="of the converged adjoint")
+    parser.add_argument("--inner_steps", type=int, default=50, help="Newton steps, at most")
+    parser.add_argument("--adjoint_steps", type=int, default=100, help="of the converged adjoint")
     return parser.parse_args(arguments)
 
 
@@ -127,8 +129,10 @@ def converged_gradients(
                 space.train,
                 y,
                 space.penalty,
-                space.step,
+                0.0,
                 steps=inner_steps,
+                solver="newton",
+                newton_steps=NEWTON_STEPS,
                 tolerance=tolerance,
             )[0]
             for space, start in zip(subset.spaces, starts, strict=True)

@@ -14,7 +14,6 @@ import pytest
 import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, memory, pipeline, planning
-from hume_jax.core import aggregate
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError

@@ -17,7 +17,6 @@ from hume_jax.core import inner_fit, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import InnerSpace, Subset, objective
 
-
 # Steps of the fit that a warm start begins with, from zero.
 _FIRST_STEPS = 60
 

@@ -10,6 +10,9 @@ from jax import Array
 from hume_jax.core import inner_fit
 from hume_jax.core.objective import label_entropy
 
+# Conjugate-gradient steps in each Newton step of a fit.
+_NEWTON_STEPS = 20
+
 
 class Generalization(NamedTuple):
     """Scores of S tasks on their hard labels, so that temperature does not enter."""
@@ -61,7 +64,7 @@ def score(
       rows: ``(folds, size)`` row numbers, see `folds`.
       log_prior: ``(K,)``.
       entropy_weight: eta.
-      steps: bound on the steps of a fit.
+      steps: bound on the Newton steps of a fit.
       tolerance: residual, the norm of the inner gradient, at which a fit ends.
 
     Returns:
@@ -73,13 +76,20 @@ def score(
         test = rows[index]
         train = rows[(index + 1 + jnp.arange(n_folds - 1)) % n_folds].reshape(-1)
         x_train, x_test = x[train], x[test]
-        step = 2 / inner_fit.largest_curvature(x_train, penalty)
 
         def one_task(labels: Array) -> tuple[Array, Array, Array]:
             start = jnp.zeros((n_classes, x.shape[1]), x.dtype)
             y_train = jax.nn.one_hot(labels[train], n_classes, dtype=x.dtype, axis=0)
             w, residual = inner_fit.minimise(
-                start, x_train, y_train, penalty, step, steps=steps, tolerance=tolerance
+                start,
+                x_train,
+                y_train,
+                penalty,
+                0.0,
+                steps=steps,
+                solver="newton",
+                newton_steps=_NEWTON_STEPS,
+                tolerance=tolerance,
             )
             y_test = jax.nn.one_hot(labels[test], n_classes, dtype=x.dtype, axis=0)
             right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]

@@ -1,4 +1,4 @@
-"""The outer search: its random splits, its schedules, and that the tasks of a batch are independent."""
+"""The outer search: its random splits, its schedules; the tasks of a batch are independent."""
 
 import functools
 from typing import Any

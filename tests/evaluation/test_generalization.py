@@ -46,7 +46,7 @@ def score(phi2, tasks):
     """The scores under a class prior."""
     space = inner_rows([phi2], normalised=True, precondition=True, directions=0, penalty=PENALTY)
     program = jax.jit(
-        functools.partial(generalization.score, entropy_weight=ETA, steps=2000, tolerance=TOLERANCE)
+        functools.partial(generalization.score, entropy_weight=ETA, steps=50, tolerance=TOLERANCE)
     )
     rows = jnp.arange(ROWS, dtype=jnp.int32).reshape(FOLDS, -1)
 
