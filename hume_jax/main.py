@@ -8,6 +8,7 @@
 Started again with the same command, a run goes on from where it stopped.
 """
 
+import logging as py_logging
 import re
 import sys
 from collections.abc import Callable
@@ -92,6 +93,8 @@ def main(argv: list[str]) -> None:
     from hume_jax import pipeline
     from hume_jax.report import results
 
+    # At level INFO it reports every kind of accelerator that this machine does not have.
+    py_logging.getLogger("jax._src.xla_bridge").setLevel(py_logging.WARNING)
     logging.info("workdir: %s", workdir)
     try:
         summary = pipeline.run(config, workdir)

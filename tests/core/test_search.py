@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hume_jax.core import search, task_encoder
+from hume_jax.core import inner_fit, search, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import objective
 from hume_jax.representations.prepare import inner_rows
@@ -187,31 +187,40 @@ def test_a_start_depends_on_the_seed_and_the_task_only(data, random_start):
     np.testing.assert_allclose(gram, np.eye(K)[None].repeat(3, 0), atol=1e-5)
 
 
-def test_the_first_inner_start_is_zero_or_uniform(start, random_start):
-    np.testing.assert_array_equal(start.inner[0], 0)
+def test_warm_starts_are_the_last_solutions(data, start, after):
+    """Before the first step: solutions on its split."""
+    subset, (inner,) = split(start, 0, 0, data, SETTINGS)
+    np.testing.assert_array_equal(inner, start.inner[0])
+    space = subset.spaces[0]
+
+    @jax.jit
+    @jax.vmap
+    def residual(theta, w):
+        y = task_encoder.labels(theta, subset.phi1_train, SETTINGS.temperature)
+        return jnp.linalg.norm(inner_fit.gradient(w, space.train, y, space.penalty))
+
+    assert np.all(residual(start.theta, inner) < 0.05 * residual(start.theta, 0 * inner))
+    assert difference(after[0].inner[0], inner) > 0.1
+
+
+def test_cold_starts_stay_zero(data):
+    cold = init(0, jnp.asarray(TASKS), data, SUBSETS)
+    np.testing.assert_array_equal(cold.inner[0], 0)
+    state, _ = step(cold, jnp.uint32(0), data, SUBSETS)
+    np.testing.assert_array_equal(state.inner[0], 0)
+
+
+def test_fixed_starts_are_one_draw_that_is_kept(data, random_start):
     (inner,) = random_start.inner
     bound = D2**-0.5
     assert 0.9 * bound < np.abs(inner).max() <= bound
     assert np.abs(np.mean(inner)) < 0.2 * bound
     assert difference(inner[0], inner[1]) > 0.1 * bound
-
-
-def test_warm_starts_are_the_last_solutions(after):
-    state, _ = after
-    assert np.abs(state.inner[0]).min(axis=(1, 2)).all()
-
-
-def test_cold_starts_stay_zero(data, start):
-    state, _ = step(start, jnp.uint32(0), data, SUBSETS)
-    np.testing.assert_array_equal(state.inner[0], 0)
-
-
-def test_fixed_starts_are_one_draw_that_is_kept(data, random_start):
     fixed = RANDOM._replace(start="fixed")
     for at in (0, 1):
         state = random_start._replace(step=jnp.int32(at))
         _, (starts,) = split(state, 0, 0, data, fixed)
-        np.testing.assert_array_equal(starts, random_start.inner[0])
+        np.testing.assert_array_equal(starts, inner)
 
 
 def test_random_starts_are_new_for_each_task_and_each_subset(data, random_start):
@@ -311,19 +320,20 @@ def test_the_seed_makes_the_splits(data, start, after):
 
 def test_permuting_the_classes_of_a_start_permutes_the_result(data, start, after):
     order = jnp.asarray([2, 0, 3, 1])
-    state, (info,) = blocks(start._replace(theta=start.theta[..., order]), data, 4)
+    permuted = start._replace(theta=start.theta[..., order], inner=(start.inner[0][:, order],))
+    state, (info,) = blocks(permuted, data, 4)
     np.testing.assert_allclose(state.theta, after[0].theta[..., order], atol=1e-4)
     np.testing.assert_allclose(state.inner[0], after[0].inner[0][:, order], atol=1e-2)
     np.testing.assert_allclose(info.objective, after[1].objective, rtol=1e-4)
 
 
-def test_rotating_the_second_space_changes_nothing(data, start, after):
+def test_rotating_the_second_space_changes_nothing(data, after):
     phi1, phi2 = arrays()
     rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((D2, D2)))
     rotated = dealt(phi1, phi2 @ rotation)
     # In other coordinates, unless the test tests nothing.
     assert difference(rotated.spaces[0].x, data.spaces[0].x) > 0.1
-    state, (info,) = blocks(start, rotated, 4)
+    state, (info,) = blocks(init(0, jnp.asarray(TASKS), rotated, SETTINGS), rotated, 4)
     np.testing.assert_allclose(state.theta, after[0].theta, atol=1e-4)
     np.testing.assert_allclose(info.objective, after[1].objective, rtol=1e-4)
 
@@ -349,7 +359,8 @@ def test_several_subsets_are_averaged(data, start):
         return jax.vmap(jax.value_and_grad(value))(theta)
 
     values, gradients = zip(*(one(start.theta, index) for index in range(3)), strict=True)
-    _, info = step(start, jnp.uint32(0), data, SUBSETS)
+    cold = start._replace(inner=(jnp.zeros_like(start.inner[0]),))
+    _, info = step(cold, jnp.uint32(0), data, SUBSETS)
     np.testing.assert_allclose(info.objective, np.mean(values, axis=0), rtol=1e-5)
     mean = np.mean(gradients, axis=0)
     norms = np.linalg.norm(mean.reshape(3, -1), axis=1)
