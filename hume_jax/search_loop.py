@@ -73,11 +73,12 @@ def estimate_seconds(plan: Plan, data: search.Data) -> float:
     product = jax.jit(lambda w, x: w @ x.T)
     jax.block_until_ready(product(w, x))
     times = []
-    for _ in range(3):
+    for _ in range(7):
         start = time.perf_counter()
         jax.block_until_ready(product(w, x))
         times.append(time.perf_counter() - start)
-    one = sorted(times)[1] * shape.train / rows
+    # The shortest: other work on the machine only ever adds.
+    one = min(times) * shape.train / rows
     count = memory.products(plan.settings, len(shape.inner)) * plan.steps
     # What is no product adds about a half on CPU cores: exponentials, the gather, the labels.
     return 1.5 * one * count * sum(map(len, plan.batches)) / tasks

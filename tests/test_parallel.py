@@ -182,9 +182,10 @@ def worker(port: str, index: str, file: str) -> None:
     """One of the two processes: half of the shards are its own."""
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
     mesh = parallel.make_mesh(1, SHARDS)
-    state, info = steps_on(mesh, *problem())
-    placed = parallel.place_data(problem()[0], mesh)
+    data, state = problem()
+    placed = parallel.place_data(data, mesh)
     assert [s.data.shape[0] for s in placed.phi1.addressable_shards] == [SHARDS // 2]
+    state, info = steps_on(mesh, data, state)
     # Without a task axis every process holds the whole state.
     np.savez(
         pathlib.Path(file),
