@@ -191,7 +191,12 @@ class _Run:
         return found
 
     def _baselines(self) -> dict[str, np.ndarray]:
-        if not self.config.baselines:
+        # Without labels there is nothing to compare.
+        labelled = any(
+            split is not None and split.labels is not None
+            for split in (self.dataset.train, self.dataset.test)
+        )
+        if not (self.config.baselines and labelled):
             return {}
         return self._kept(
             "baselines", lambda: scoring.baselines(self.config, self.dataset, self.splits)

@@ -1,6 +1,6 @@
 """Whole runs, in this process: what is written, and what a run does and does not depend on.
 
-Run as a script, this file writes the golden values anew, after a change of the search that is meant:
+Run as a script, this file writes the golden values anew, after a change that is meant:
 
     .venv/bin/python tests/test_pipeline.py
 """

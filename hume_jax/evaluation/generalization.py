@@ -11,7 +11,7 @@ from hume_jax.core import inner_fit
 from hume_jax.core.objective import label_entropy
 
 # Conjugate-gradient steps in each Newton step of a fit.
-_NEWTON_STEPS = 20
+_NEWTON_STEPS = 10
 
 
 class Generalization(NamedTuple):
@@ -72,13 +72,12 @@ def score(
     """
     n_classes, n_folds = log_prior.shape[0], rows.shape[0]
 
-    def one_fold(index: Array) -> tuple[Array, Array, Array]:
+    def one_fold(starts: Array, index: Array) -> tuple[Array, tuple[Array, Array, Array]]:
         test = rows[index]
         train = rows[(index + 1 + jnp.arange(n_folds - 1)) % n_folds].reshape(-1)
         x_train, x_test = x[train], x[test]
 
-        def one_task(labels: Array) -> tuple[Array, Array, Array]:
-            start = jnp.zeros((n_classes, x.shape[1]), x.dtype)
+        def one_task(labels: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
             y_train = jax.nn.one_hot(labels[train], n_classes, dtype=x.dtype, axis=0)
             w, residual = inner_fit.minimise(
                 start,
@@ -93,11 +92,14 @@ def score(
             )
             y_test = jax.nn.one_hot(labels[test], n_classes, dtype=x.dtype, axis=0)
             right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]
-            return inner_fit.cross_entropy(w, x_test, y_test), jnp.mean(right), residual
+            return w, (inner_fit.cross_entropy(w, x_test, y_test), jnp.mean(right), residual)
 
-        return jax.vmap(one_task)(tasks)
+        return jax.vmap(one_task)(tasks, starts)
 
-    ce, right, residual = jax.lax.map(one_fold, jnp.arange(n_folds))
+    # Each fold starts from the solution of the one before it: the solution that it is taken to is
+    # unique, and near.
+    starts = jnp.zeros((tasks.shape[0], n_classes, x.shape[1]), x.dtype)
+    _, (ce, right, residual) = jax.lax.scan(one_fold, starts, jnp.arange(n_folds))
     histogram = jax.vmap(lambda t: jnp.bincount(t, length=n_classes) / t.shape[0])(tasks)
     entropy, divergence = jax.vmap(label_entropy, (0, None))(histogram, log_prior)
     heldout_ce = jnp.mean(ce, axis=0)
