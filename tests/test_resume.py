@@ -157,11 +157,10 @@ def test_killed_and_started_again(start, tmp_path):
 
     # Started a third time there is nothing left to do, and another config is refused.
     before = snapshot(run.workdir)
-    began = time.monotonic()
     log = start("killed", *SHORT).end()
     assert "this run is finished" in log
     assert "tasks, mean" in log
-    assert time.monotonic() - began < 60
+    assert "searching" not in log
     line = start("killed", *SHORT, "--config.seed=1").end(2)
     assert re.search(r"error: workdir .*killed belongs to another config \(seed: 0 -> 1\)", line)
     assert snapshot(run.workdir) == before

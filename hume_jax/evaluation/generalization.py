@@ -29,13 +29,14 @@ def folds(n: int, count: int, rows: int, seed: int) -> np.ndarray:
 
     Args:
       n: number of rows to draw from.
-      count: number of folds.
+      count: number of folds; fewer where there are fewer rows.
       rows: at most this many rows are used.
       seed: of the draw.
 
     Returns:
       ``(count, min(n, rows) // count)`` int32 row numbers; the remainder is left out.
     """
+    count = min(count, n, rows)
     size = min(n, rows) // count
     order = np.random.default_rng(seed).permutation(n)[: size * count]
     return order.reshape(count, size).astype(np.int32)

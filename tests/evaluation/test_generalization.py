@@ -78,6 +78,8 @@ def test_folds_are_disjoint_of_equal_size_and_random():
     assert few.shape == (4, 22)
     assert len(np.unique(few)) == 88
     assert few.max() < 1000
+    # Leave one out, where rows are fewer than folds.
+    assert generalization.folds(3, 5, 10_000, seed=3).shape == (3, 1)
 
 
 @pytest.mark.parametrize("task", [TRUE, RANDOM])
