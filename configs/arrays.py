@@ -8,7 +8,11 @@ Rows to score on, and true labels (for the scores alone), are optional:
         --config.data.test.phi1=a_test.npy --config.data.test.phi2=b_test.npy \
         --config.data.train.labels=y.npy --config.data.test.labels=y_test.npy
 
-Several files make up a space together: --config.data.train.phi2="('b.npy','c.npy')".
+Several phi1 files are joined, column by column, to one space:
+
+        --config.data.train.phi1="('a.npy','c.npy')"
+
+Several phi2 files are separate second spaces, whose objectives are averaged.
 
 Variants: `inductive` (default), `transductive`; `preset=fast|paper`.
 """

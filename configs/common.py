@@ -49,7 +49,7 @@ def get_config() -> config_dict.ConfigDict:
     # Precision of float32 products on devices that have a faster, coarser one: 'highest', 'high'
     # or 'default'.
     config.precision = "highest"
-    # Outer steps per compiled call, and per line of metrics.jsonl.
+    # Outer steps per line of metrics.jsonl; a compiled call may be shorter.
     config.log_every = 10
     # Least time between two checkpoints, in seconds.
     config.checkpoint_seconds = 20.0
@@ -81,7 +81,8 @@ def _data() -> config_dict.ConfigDict:
     for split in ("train", "test"):
         fields = data[split] = config_dict.ConfigDict()
         # The space that the labelling is linear in: an .npy file of shape (n, d1), float16 or
-        # float32, rows in the dataset's order. A tuple of files is joined column by column.
+        # float32 (float64 is read as float32), rows in the dataset's order. A tuple of files is
+        # joined column by column.
         fields.phi1 = config_dict.FieldReference("", field_type=PATHS)
         # The space that the labelling must be separable in, (n, d2). With a tuple of files the
         # objective is averaged over them.
@@ -119,8 +120,6 @@ def _presets() -> config_dict.ConfigDict:
     fast.encoder.normalise, paper.encoder.normalise = True, False
     # Temperature T of the labels, sparsemax(theta^T phi1 / T).
     fast.encoder.temperature, paper.encoder.temperature = 0.2, 0.1
-    # Start of theta: 'random', orthonormal columns.
-    fast.encoder.start, paper.encoder.start = "random", "random"
 
     # Outer steps.
     fast.search.steps, paper.search.steps = 150, 1000
@@ -162,7 +161,8 @@ def _presets() -> config_dict.ConfigDict:
     fast.inner.newton_steps, paper.inner.newton_steps = 6, 6
     # Conjugate gradient steps of the implicit derivative.
     fast.inner.adjoint_steps, paper.inner.adjoint_steps = 10, 10
-    # Size of a step; 0 = 2 / max(1, s) with s the largest eigenvalue of the subset's problem.
+    # Size of a step of 'nesterov' or 'gradient'; 0 = 2 / s with s the largest curvature of the
+    # subset's problem.
     fast.inner.step_size, paper.inner.step_size = 0.0, 1e-3
     # Start of W: 'warm' (the last step's solution), 'cold' (zero), 'random' (anew for each subset,
     # uniform in +-1/sqrt(d2)), 'fixed' (one such draw, kept).

@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ from hume_jax.report import results
 from hume_jax.representations import store
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.scaling import Kind
-from hume_jax.workdir import Workdir
 
 # The scripts run in the folder of the checkout, as their docstrings show.
 IMAGENETTE = "experiments/datasets/imagenette.py"
@@ -105,9 +103,7 @@ def build(config: config_dict.ConfigDict) -> Problem:
         for arrays in zip(*(split.phi2.arrays for split in splits), strict=True)
     ]
     widths = tuple(space.x.shape[1] for space in inner)
-    # The plan notes its batches in a run's folder; of the plan only the settings are of use here.
-    with tempfile.TemporaryDirectory() as folder, Workdir(folder, config) as workdir:
-        plan = planning.make_plan(config, n, phi1.shape[1], widths, workdir)
+    plan = planning.make_plan(config, n, phi1.shape[1], widths)
     data = search.make_data(
         phi1, [(space.x, space.penalty) for space in inner], planning.shard_count(config, n)
     )

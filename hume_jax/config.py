@@ -86,9 +86,11 @@ def locate(path: str) -> Path:
     folder = config_folder()
     if asked.parent in (Path("."), Path("configs")) and (folder / asked.name).is_file():
         return folder / asked.name
+    # Of stems, since `configs/` and `.py` alone would make any two names alike.
+    near = config_checks.nearest(asked.stem, (Path(name).stem for name in names()))
+    hint = f"; did you mean 'configs/{near}.py'?" if near else ""
     raise UserError(
-        f"config file not found: {path} (looked in {Path.cwd()} and {folder})"
-        f"{config_checks.suggest(f'configs/{asked.name}', names())}; "
+        f"config file not found: {path} (looked in {Path.cwd()} and {folder}){hint}; "
         f"the package has {', '.join(names())}"
     )
 
@@ -140,7 +142,7 @@ def parse_variant(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
       The names given, with their values.
 
     Raises:
-      UserError: an unknown name or value, with the nearest known one.
+      UserError: an unknown name or value, with the nearest known one, or a name given twice.
     """
     found: dict[str, str] = {}
     for word in filter(None, (part.strip() for part in arg.split(","))):
@@ -157,6 +159,10 @@ def parse_variant(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:
             raise UserError(
                 f"unknown variant {word!r}{config_checks.suggest(value, allowed)}; "
                 f"{name} is one of {', '.join(choices[name])}"
+            )
+        if name in found:
+            raise UserError(
+                f"variant {arg!r} gives {name} twice, {found[name]!r} and {value!r}: keep one"
             )
         found[name] = value
     return found

@@ -11,7 +11,6 @@ from hume_jax.errors import UserError
 CHOICES: dict[str, tuple[str, ...]] = {
     "setting": ("inductive", "transductive"),
     "preset": ("fast", "paper"),
-    "encoder.start": ("random",),
     "inner.adjoint": ("implicit", "unrolled", "first_order"),
     "inner.solver": ("newton", "nesterov", "gradient"),
     "inner.start": ("warm", "cold", "fixed", "random"),
@@ -59,8 +58,13 @@ _LESS_THAN = {"search.train_fraction": 1}
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'X'?` with the nearest known word, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns the known word nearest to a mistyped one, '' if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.6)), "")
 
 
 def check_choice(name: str, value: Any) -> None:
@@ -94,6 +98,11 @@ def check_values(flat: Mapping[str, Any]) -> None:
         raise UserError(
             f"config field 'search.anneal_steps' is {steps}, it must be step numbers in rising "
             "order, e.g. (100, 200), or () for none"
+        )
+    if flat["score.folds"] > flat["score.rows"]:
+        raise UserError(
+            f"config field 'score.folds' is {flat['score.folds']}, it must be at most score.rows, "
+            f"which is {flat['score.rows']}: a fold needs a row"
         )
     if flat["inner.penalty"] == 0 and (
         flat["inner.adjoint"] == "implicit" or flat["inner.precondition"]

@@ -8,14 +8,14 @@
 Started again with the same command, a run goes on from where it stopped.
 """
 
-import logging as py_logging
+import logging
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
@@ -94,8 +94,7 @@ def main(argv: list[str]) -> None:
     from hume_jax.report import results
 
     # At level INFO it reports every kind of accelerator that this machine does not have.
-    py_logging.getLogger("jax._src.xla_bridge").setLevel(py_logging.WARNING)
-    logging.info("workdir: %s", workdir)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
         summary = pipeline.run(config, workdir)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """How much memory and work a search takes, known before it starts."""
 
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import psutil
 from hume_jax.core.search import Search
 
 _FLOAT = 4
+# What a container may use, where there is one.
+_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 class Shape(NamedTuple):
@@ -23,8 +26,8 @@ class Shape(NamedTuple):
 def data_bytes(shape: Shape) -> int:
     """Bytes that do not depend on the number of tasks: the rows and one split of them."""
     width = shape.phi1 + sum(shape.inner)
-    # The arrays once on the host and once on the device, and one split.
-    return _FLOAT * width * (2 * shape.rows + shape.train + shape.test)
+    # The rows as normalised, as dealt to shards and on the device, and one split.
+    return _FLOAT * width * (3 * shape.rows + shape.train + shape.test)
 
 
 def task_bytes(shape: Shape, settings: Search) -> int:
@@ -47,7 +50,14 @@ def available_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (
+            int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):  # no control group, or one without a limit
+        return free
+    return min(free, limit - used)
 
 
 def products(settings: Search, spaces: int) -> int:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,6 +57,8 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     warnings = store.check_search(
         dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
     )
+    # Before the folder is taken, so that a plan that does not fit leaves nothing behind.
+    plan = _plan(config, dataset)
     with Workdir(workdir, config) as folder:
         # Written last, so the run is finished; its times stay those of the work.
         done = folder.path / "results.json"
@@ -64,7 +67,15 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
             return json.loads(done.read_text(encoding="utf-8"))
         for warning in warnings:
             logging.warning("%s", warning)
-        return _Run(config, dataset, folder, began).all()
+        return _Run(config, dataset, folder, began).all(planning.keep_batches(plan, folder))
+
+
+def _plan(config: config_dict.ConfigDict, dataset: store.Dataset) -> search_loop.Plan:
+    """The plan by what the files' headers say; some directions of phi2 may yet be left out."""
+    n = sum(split.n for split in store.search_splits(dataset, config.setting))
+    most = config.inner.directions or sys.maxsize
+    inner = tuple(min(most, array.shape[1] + 1) for array in dataset.train.phi2.arrays)
+    return planning.make_plan(config, n, dataset.train.phi1.columns, inner)
 
 
 class _Run:
@@ -86,10 +97,10 @@ class _Run:
         self.statistics = space_statistics([split.phi1 for split in self.splits], self.kind)
         self.seconds: dict[str, float] = {}
 
-    def all(self) -> dict[str, Any]:
+    def all(self, plan: search_loop.Plan) -> dict[str, Any]:
         """Every stage in order."""
         jax.config.update("jax_default_matmul_precision", self.config.precision)
-        theta = self._search()
+        theta = self._search(plan)
         searched = time.perf_counter()
         tasks = np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
         scores = self._scores(tasks)
@@ -99,21 +110,21 @@ class _Run:
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
 
-    def _search(self) -> np.ndarray:
+    def _search(self, plan: search_loop.Plan) -> np.ndarray:
         """Task encoders (S, d1, K) float32."""
         config = self.config
-        phi1 = np.concatenate(
-            [joined_rows(split.phi1.arrays, self.statistics, self.kind) for split in self.splits]
-        )
+        rows = [joined_rows(s.phi1.arrays, self.statistics, self.kind) for s in self.splits]
+        phi1 = rows[0] if len(rows) == 1 else np.concatenate(rows)
         inner = self._inner_rows()
         widths = tuple(space.x.shape[1] for space in inner)
-        plan = planning.make_plan(config, self.n, phi1.shape[1], widths, self.folder)
+        plan = plan._replace(shape=plan.shape._replace(inner=widths))
         shards = planning.shard_count(config, self.n)
         data = search.make_data(phi1, [(space.x, space.penalty) for space in inner], shards)
-        del phi1, inner
+        del rows, phi1, inner
         seconds = search_loop.estimate_seconds(plan, data)
         logging.info(
-            "searching %d tasks in %d %s: %d steps on subsets of %d + %d of %d rows, about %s",
+            "searching %d tasks in %d %s: %d steps on subsets of %d + %d of %d rows, about %s "
+            "and the time to compile",
             config.n_tasks, len(plan.batches), "batch" if len(plan.batches) == 1 else "batches",
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
@@ -152,6 +163,12 @@ class _Run:
             "scores",
             lambda: scoring.score_tasks(self.config, self.splits, tasks, np.log(self.prior)),
         )
+        rough = int(np.sum(scores["residual"] > self.config.score.tolerance))
+        if rough:
+            logging.warning(
+                "the scores of %d tasks are rough: their fits ended at score.steps=%d, above "
+                "score.tolerance", rough, self.config.score.steps,
+            )  # fmt: skip
         matrix = aggregate.agreement_matrix(tasks, k)
         return {
             **scores,

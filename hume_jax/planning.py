@@ -29,40 +29,56 @@ def shard_count(config: config_dict.ConfigDict, n: int) -> int:
     return 2 ** int(math.log2(max(1, most)))
 
 
-def make_plan(
-    config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[int, ...], workdir: Workdir
-) -> Plan:
-    """Plans a search; a resumed run keeps the batches it began with.
+def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[int, ...]) -> Plan:
+    """Plans a search.
 
     Args:
       config: resolved.
       n: searched rows.
       phi1: columns of phi1.
-      inner: directions of each second space.
-      workdir: of the run.
+      inner: directions of each second space, or the most that there can be.
 
     Raises:
       UserError: more tasks at a time than fit in memory.
     """
     shards = shard_count(config, n)
+    draw = min(config.search.subset_size, n) // shards
+    train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
     subset = config.search.subset_size
     if subset > n:
-        logging.warning("search.subset_size is %d, there are %d rows: all are used", subset, n)
-    draw = min(subset, n) // shards
-    train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
+        logging.warning(
+            "search.subset_size is %d, there are %d rows: a subset takes %d of them",
+            subset, n, draw * shards,
+        )  # fmt: skip
     settings = _settings(config, train, draw - train)
     shape = memory.Shape(
         -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
     )
+    size = batch_size(config.n_tasks, config.task_batch, shape, settings, memory.available_bytes())
+    tasks = tuple(range(config.n_tasks))
     return Plan(
         settings,
         shape,
         config.seed,
         config.search.steps,
-        _batches(config, shape, settings, workdir),
+        tuple(tasks[i : i + size] for i in range(0, config.n_tasks, size)),
         config.log_every,
         config.checkpoint_seconds,
     )
+
+
+def keep_batches(plan: Plan, workdir: Workdir) -> Plan:
+    """The plan with the batches that the run began with, whatever memory was free then."""
+    path = workdir.path / "batches.json"
+    if not path.exists():
+        workdir.write_json(path.name, plan.batches)
+    batches = tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
+    if len(batches[0]) > len(plan.batches[0]):
+        logging.warning(
+            "the run began with batches of %d tasks, %d fit in the memory that is free now",
+            len(batches[0]), len(plan.batches[0]),
+        )  # fmt: skip
+    return plan._replace(batches=batches)
 
 
 def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
@@ -89,19 +105,6 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
             step_size=inner.step_size,
         ),
     )
-
-
-def _batches(
-    config: config_dict.ConfigDict, shape: memory.Shape, settings: Search, workdir: Workdir
-) -> tuple[tuple[int, ...], ...]:
-    path = workdir.path / "batches.json"
-    if not path.exists():
-        size = batch_size(
-            config.n_tasks, config.task_batch, shape, settings, memory.available_bytes()
-        )
-        tasks = list(range(config.n_tasks))
-        workdir.write_json(path.name, [tasks[i : i + size] for i in range(0, config.n_tasks, size)])
-    return tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
 
 
 def batch_size(

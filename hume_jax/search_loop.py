@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ def run(plan: Plan, data: search.Data, log_prior: np.ndarray, workdir: Workdir) 
     """
     runner = _Runner(plan, data, log_prior)
     theta: list[np.ndarray] = []
+    logging.info("compiling")
     state = runner.restore(workdir, 0)
     while int(state.step) == plan.steps and len(theta) + 1 < len(plan.batches):
         theta.append(_encoders(state))
@@ -56,6 +57,7 @@ def run(plan: Plan, data: search.Data, log_prior: np.ndarray, workdir: Workdir) 
     total, done = plan.steps * len(plan.batches), plan.steps * current + reached
     if done:
         logging.info("going on from step %d of %d", done, total)
+    runner.compile(state)
     with Progress(total, "search", done=done) as progress:
         theta.append(_encoders(runner.batch(current, state, workdir, progress)))
         for i in range(current + 1, len(plan.batches)):
@@ -99,13 +101,17 @@ class _Runner:
         self._block = memory.block_steps(
             plan.shape, plan.settings, len(plan.batches[0]), plan.log_every
         )
-        self._compiled: dict[tuple[int, int], Any] = {}
+        self._compiled: dict[tuple, Any] = {}
 
     def start(self, batch: int) -> search.State:
+        """The first state of a batch."""
         plan = self._plan
         tasks = jnp.asarray(plan.batches[batch], jnp.int32)
-        init = jax.jit(search.init, static_argnames="settings")
-        state = init(plan.seed, tasks, self._data, settings=plan.settings)
+        program = functools.partial(search.init, settings=plan.settings)
+        init = self._program(("init", len(tasks)), program, (plan.seed, tasks, self._data))
+        began = time.perf_counter()
+        state = jax.block_until_ready(init(plan.seed, tasks, self._data))
+        self.search_seconds += time.perf_counter() - began
         return parallel.place_state(state, self._mesh)
 
     def restore(self, workdir: Workdir, batch: int) -> search.State:
@@ -118,41 +124,53 @@ class _Runner:
         self, batch: int, state: search.State, workdir: Workdir, progress: Progress
     ) -> search.State:
         """Runs one batch to its last step."""
-        plan, step, saved = self._plan, int(state.step), time.monotonic()
+        plan, step, saved, seconds = self._plan, int(state.step), time.monotonic(), 0.0
         while step < plan.steps:
             length = min(self._block, plan.steps - step)
-            began = time.perf_counter()
+            before = self.search_seconds
             state, info = self._call(state, length)
-            seconds = time.perf_counter() - began
+            seconds += self.search_seconds - before
             self._check(info, batch, step)
             step += length
             done = step == plan.steps
             if done or step % plan.log_every == 0:
                 workdir.append(_row(batch, plan.batches[batch], step, info, seconds))
+                seconds = 0.0
             progress.update(length, objective=float(np.mean(info.objective[-1])))
             if done or time.monotonic() - saved >= plan.checkpoint_seconds:
                 workdir.save(_name(batch), step, state)
                 saved = time.monotonic()
         return state
 
+    def compile(self, state: search.State) -> None:
+        """Compiles the block that the search begins with."""
+        left = self._plan.steps - int(state.step)
+        if left:
+            self._block_program(state, min(self._block, left))
+
     def _call(self, state: search.State, length: int) -> tuple[search.State, search.Info]:
-        seed = jnp.asarray(self._plan.seed, jnp.uint32)
-        args = (state, seed, self._data, self._log_prior)
-        key = (state.theta.shape[0], length)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(args, length)
+        program = self._block_program(state, length)
         began = time.perf_counter()
-        state, info = self._compiled[key](*args)
+        state, info = program(*self._arguments(state))
         info = jax.device_get(info)
         self.search_seconds += time.perf_counter() - began
         return state, info
 
-    def _compile(self, args: tuple, length: int) -> Any:
-        began = time.perf_counter()
+    def _arguments(self, state: search.State) -> tuple:
+        return state, jnp.asarray(self._plan.seed, jnp.uint32), self._data, self._log_prior
+
+    def _block_program(self, state: search.State, length: int) -> Any:
         program = functools.partial(search.run_steps, settings=self._plan.settings, steps=length)
-        compiled = jax.jit(program, donate_argnums=0).lower(*args).compile()
-        self.compile_seconds += time.perf_counter() - began
-        return compiled
+        key = (state.theta.shape[0], length)
+        return self._program(key, program, self._arguments(state), donate_argnums=0)
+
+    def _program(self, key: tuple, function: Callable, arguments: tuple, **how: Any) -> Any:
+        """A compiled function, from the second call on the one that is there."""
+        if key not in self._compiled:
+            began = time.perf_counter()
+            self._compiled[key] = jax.jit(function, **how).lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[key]
 
     def _check(self, info: search.Info, batch: int, before: int) -> None:
         bad = np.argwhere(~np.isfinite(info.objective))

@@ -24,8 +24,20 @@ from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 
-# Files of a run. Where one of them stands without a config.json beside it, it is someone else's.
-_OWN_FILES = ("results.json", "labels.csv", "metrics.jsonl", "report.html", "checkpoints")
+# What a run writes. Where one of them stands without a config.json beside it, it is someone else's.
+_OWN_FILES = (
+    "batches.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "scores.npz",
+    "model.npz",
+    "baselines.npz",
+    "labels.csv",
+    "curves.png",
+    "objective.png",
+    "confusion.png",
+    "results.json",
+)
 # Two, so that a checkpoint damaged by a loss of power leaves the one before it.
 _CHECKPOINTS_KEPT = 2
 # Outdated ones are moved here before they are deleted: half deleted they would look complete.
@@ -55,16 +67,19 @@ class Workdir:
         self._managers: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        """Locks the folder and writes config.json.
+        """Locks the folder, writes config.json and logs where the folder is.
 
         Raises:
-          UserError: another process works in the folder, or it belongs to another config, or it
-            holds files that a run would overwrite.
+          UserError: it is a file or cannot be written, another process works in it, it belongs to
+            another config, or it holds files that a run would overwrite.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_foreign()
             self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except (FileExistsError, NotADirectoryError) as error:
+            what = "is a file" if isinstance(error, FileExistsError) else "lies under a file"
+            raise UserError(f"workdir {self.path} {what}: set --workdir to a folder") from error
         except OSError as error:
             raise UserError(
                 f"workdir {self.path} cannot be written: {error.strerror}; set --workdir=DIR"
@@ -75,6 +90,7 @@ class Workdir:
         except BaseException:
             self._lock.close()
             raise
+        absl_logging.info("workdir: %s", self.path)
         return self
 
     def __exit__(

@@ -57,6 +57,13 @@ def test_locate_names_the_nearest(name):
         config_lib.locate(name)
 
 
+@pytest.mark.parametrize("name", ["configs/nope.py", "configs/mine.py", "nothing"])
+def test_locate_names_none_that_is_not_near(name):
+    with pytest.raises(UserError, match="config file not found: ") as error:
+        config_lib.locate(name)
+    assert "did you mean" not in str(error.value)
+
+
 def test_names_are_all_configs_but_common():
     assert config_lib.names() == [f"configs/{name}.py" for name in sorted(PAPER + OWN)]
 
@@ -218,6 +225,19 @@ def test_unknown_variants_name_the_nearest(arg, message):
         load(f"stl10.py:{arg}")
 
 
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("transductive,inductive", "setting twice, 'transductive' and 'inductive'"),
+        ("transductive,setting=transductive", "gives setting twice"),
+        ("phi2=clip,transductive,phi2=bit", "phi2 twice, 'clip' and 'bit'"),
+    ],
+)
+def test_a_variant_given_twice_is_refused(arg, message):
+    with pytest.raises(UserError, match=message):
+        load(f"stl10.py:{arg}")
+
+
 # ---- fields
 
 
@@ -294,6 +314,7 @@ def test_resolve_needs_all_fields():
         ("search.anneal_steps", (0.5,), "step numbers"),
         ("search.anneal_steps", ("a",), "step numbers"),
         ("inner.penalty", 0.0, "no unique solution"),
+        ("score.folds", 10001, "at most score.rows, which is 10000"),
         ("inner.adjoint", "implict", "did you mean 'implicit'"),
         ("class_prior", (0.5, 0.5), "2 values for 3 classes"),
         ("class_prior", (0.5, 0.5, 0.0), "positive numbers"),

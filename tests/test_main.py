@@ -56,8 +56,7 @@ def fails(command, folder):
     def run(*arguments):
         before = sorted(folder.rglob("*"))
         done = command(*arguments)
-        # Log lines of absl start with a letter for the level, then the date.
-        lines = [t for t in done.stderr.splitlines() if not re.match(r"[IW]\d{4} ", t)]
+        lines = done.stderr.splitlines()
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert len(lines) == 1, done.stderr
         assert lines[0].startswith("error: ")
@@ -188,9 +187,10 @@ def test_bad_files(fails, folder, rng, make, message):
     [
         (np.zeros(N + 1, int), r"labels\.npy holds 201 labels, phi1\.npy has 200 rows"),
         (np.zeros(N), r"labels\.npy has dtype float64, labels are integers"),
+        (np.zeros(N, object), r"labels\.npy holds Python objects .* save one integer for each"),
         (np.zeros((N, 2), int), r"labels\.npy has shape \(200, 2\), labels have one dimension"),
     ],
-    ids=["length", "type", "shape"],
+    ids=["length", "type", "objects", "shape"],
 )
 def test_bad_labels(fails, folder, labels, message):
     np.save(folder / "labels.npy", labels)
@@ -268,6 +268,10 @@ def test_a_workdir_with_files_of_someone_else_is_refused(fails, folder):
     (folder / "labels.csv").write_text("mine")
     assert "holds labels.csv but no config.json" in fails(*ARRAYS, "--workdir=.")
     assert (folder / "labels.csv").read_text() == "mine"
+
+
+def test_a_workdir_that_is_a_file_is_refused(fails):
+    assert re.search(r"workdir .*phi1\.npy is a file", fails(*ARRAYS, "--workdir=phi1.npy"))
 
 
 # ---- what is read

@@ -19,7 +19,7 @@ import pytest
 from hume_jax import config as config_lib
 from hume_jax.config import common
 from hume_jax.errors import UserError
-from hume_jax.workdir import Workdir, plain
+from hume_jax.workdir import _OWN_FILES, Workdir, plain
 
 
 class State(NamedTuple):
@@ -95,7 +95,7 @@ def test_refuses_a_damaged_config(tmp_path, config):
         Workdir(tmp_path, config).__enter__()
 
 
-@pytest.mark.parametrize("name", ["results.json", "labels.csv", "metrics.jsonl"])
+@pytest.mark.parametrize("name", _OWN_FILES)
 def test_refuses_a_folder_with_files_of_someone_else(tmp_path, config, name):
     (tmp_path / name).write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
@@ -113,8 +113,19 @@ def test_a_folder_with_other_files_is_taken(tmp_path, config):
 
 def test_a_path_that_is_a_file(tmp_path, config):
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="cannot be written: .*set --workdir"):
+    with pytest.raises(UserError, match="a is a file: set --workdir to a folder"):
         Workdir(tmp_path / "a", config).__enter__()
+    with pytest.raises(UserError, match="b lies under a file: set --workdir to a folder"):
+        Workdir(tmp_path / "a" / "b", config).__enter__()
+
+
+def test_the_folder_is_logged_once_it_is_taken(tmp_path, config, caplog):
+    caplog.set_level(logging.INFO, logger="absl")
+    with Workdir(tmp_path, config):
+        assert caplog.messages == [f"workdir: {tmp_path}"]
+        with pytest.raises(UserError, match="in use"):
+            Workdir(tmp_path, config).__enter__()
+    assert len(caplog.messages) == 1
 
 
 HOLD = """
@@ -260,6 +271,7 @@ def test_saving_a_step_twice_is_a_mistake(tmp_path, config):
 def test_checkpoints_are_quiet(tmp_path, config, caplog):
     caplog.set_level(logging.INFO, logger="absl")
     with Workdir(tmp_path, config) as workdir:
+        caplog.clear()
         workdir.save("search", 2, {"a": jnp.zeros(3)})
         workdir.latest("search", {"a": jnp.zeros(3)})
     assert caplog.records == []

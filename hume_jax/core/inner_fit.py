@@ -107,7 +107,10 @@ def coordinates(
     # A fixed sign makes the coordinates, and with them the search, independent of the LAPACK build.
     peak = np.argmax(np.abs(vectors), axis=0)
     vectors = vectors * np.sign(vectors[peak, np.arange(size)])
-    kept = float(values[:rank].sum() / values.sum())
+    # The constant is no part of the variance; nor is the mean, where phi2 was not centred.
+    spread = gram[:-1, :-1] - np.outer(gram[:-1, -1], gram[-1, :-1])
+    columns = vectors[:-1, :rank]
+    kept = float(np.sum(columns * (spread @ columns)) / np.trace(spread))
     scale = values[:rank] + 2 * penalty
     return Coordinates(vectors[:, :rank] / np.sqrt(scale), penalty / scale, kept)
 

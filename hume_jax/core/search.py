@@ -102,10 +102,11 @@ def deal(rows: np.ndarray, shards: int) -> np.ndarray:
     up to chance, as a shuffled one.
     """
     n, dim = rows.shape
-    depth = -(-n // shards)
-    padded = np.zeros((depth * shards, dim), rows.dtype)
-    padded[:n] = rows
-    return np.ascontiguousarray(padded.reshape(depth, shards, dim).swapaxes(0, 1))
+    dealt = np.zeros((shards, -(-n // shards), dim), rows.dtype)
+    for shard in range(shards):
+        part = rows[shard::shards]
+        dealt[shard, : len(part)] = part
+    return dealt
 
 
 def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:

@@ -235,6 +235,9 @@ def _headline(results: Mapping[str, Any]) -> str:
     lost = sum(bool(task.get("collapsed")) for task in tasks)
     if lost:
         parts.append(f"{lost} collapsed")
+    same = sum(len(group) for group in results.get("duplicates", []))
+    if same:
+        parts.append(f"{same} the same as another")
     if "total" in results["seconds"]:
         parts.append(f"{results['seconds']['total']:.0f} s on {results['device']}")
     return ", ".join(parts)

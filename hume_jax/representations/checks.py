@@ -18,6 +18,11 @@ _HEADERS = {
 }
 
 
+# What to do about an array of Python objects.
+_SPACE_HINT = "save one plain array, np.save(file, np.stack(rows).astype(np.float32))"
+LABELS_HINT = "save one integer for each sample, np.save(file, np.array(labels, dtype=int))"
+
+
 class Scan(NamedTuple):
     """What one pass over an array finds."""
 
@@ -26,11 +31,12 @@ class Scan(NamedTuple):
     first: np.ndarray  # (d,) float32, the first row
 
 
-def open_array(path: Path) -> np.ndarray:
+def open_array(path: Path, hint: str = _SPACE_HINT) -> np.ndarray:
     """Memory-maps an .npy file after checking that it holds numbers and is complete.
 
     Args:
       path: the file.
+      hint: what to do if it holds Python objects.
 
     Returns:
       A read-only array of any shape, at least one value.
@@ -55,10 +61,7 @@ def open_array(path: Path) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"{path}: the .npy header is damaged: {error}") from error
     if dtype.hasobject:
-        raise UserError(
-            f"{path} holds Python objects (dtype {dtype}), not numbers: "
-            "save one plain array, np.save(file, np.stack(rows).astype(np.float32))"
-        )
+        raise UserError(f"{path} holds Python objects (dtype {dtype}), not numbers: {hint}")
     needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if 0 in shape or dtype.itemsize == 0:
         raise UserError(f"{path} is empty: its shape is {shape}")
@@ -69,22 +72,25 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def check_space(path: Path, array: np.ndarray) -> None:
-    """Raises a `UserError` unless the array is (n, d) of a floating dtype."""
+    """Raises a `UserError` unless the array is (n, d) float16, float32 or float64.
+
+    float64 is read as float32.
+    """
     if array.ndim != 2:
         raise UserError(
             f"{path} has shape {array.shape}, a representation has two dimensions: "
             "one row for each sample"
         )
-    # float64 is what NumPy saves by default; it is read as float32 like the others.
+    # float64 is accepted since NumPy saves it by default.
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise UserError(
-            f"{path} has dtype {array.dtype}, a representation is float16 or float32: "
-            "save it with .astype(np.float32)"
+            f"{path} has dtype {array.dtype}, a representation is float16 or float32 (float64 is "
+            "read as float32): save it with .astype(np.float32)"
         )
 
 
 def check_labels(path: Path, labels: np.ndarray, n: int, other: Path) -> None:
-    """Raises a `UserError` unless labels are n integers, as many as `other` has rows."""
+    """Raises a `UserError` unless labels are n int64 values, as many as `other` has rows."""
     if labels.ndim != 1:
         raise UserError(f"{path} has shape {labels.shape}, labels have one dimension: ({n},)")
     if labels.dtype.kind not in "iu":
@@ -93,6 +99,12 @@ def check_labels(path: Path, labels: np.ndarray, n: int, other: Path) -> None:
         )
     if len(labels) != n:
         raise UserError(f"{path} holds {len(labels)} labels, {other} has {n} rows")
+    # As int64 they would become negative.
+    if labels.dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
+        raise UserError(
+            f"{path} holds the label {labels.max()}, labels are less than 2**63: "
+            "number the classes from 0"
+        )
 
 
 def scan(path: Path, array: np.ndarray) -> Scan:

@@ -22,20 +22,19 @@ class Statistics(NamedTuple):
     scale: np.ndarray  # () float32
 
 
-def statistics(arrays: Sequence[np.ndarray], *, kind: Kind, normalise: bool = True) -> Statistics:
+def statistics(arrays: Sequence[np.ndarray], *, kind: Kind) -> Statistics:
     """Computes what `normalise` needs, in float64 and block by block.
 
     Args:
       arrays: the searched rows, (n_i, d) each, stacked by rows.
       kind: `rows` for phi1, `scale` for phi2, `stored` for neither.
-      normalise: False is another way to say `stored`.
 
     Returns:
       For `rows` the mean, and scale 1. For `scale` the mean and one over the root of the mean
       squared norm of the centred rows. For `stored` zero mean and scale 1.
     """
     d = arrays[0].shape[1]
-    if not normalise or kind == "stored":
+    if kind == "stored":
         return Statistics(np.zeros(d, np.float32), _ONE)
     n = sum(len(array) for array in arrays)
     total = np.zeros(d, np.float64)

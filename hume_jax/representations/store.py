@@ -1,7 +1,8 @@
 """Representation spaces on disk: open, check, memory-map, normalise, write.
 
-A space is an (n, d) floating `.npy` file, rows in the dataset's order; the two spaces of a dataset
-share their rows. Files are read in blocks; `normalise` makes the one copy in memory.
+A space is an (n, d) `.npy` file, float16 or float32 (float64 is read as float32), rows in the
+dataset's order; the two spaces of a dataset share their rows. Files are read in blocks; `normalise`
+makes the one copy in memory.
 """
 
 import os
@@ -186,12 +187,13 @@ def _check_present(data: Any) -> None:
         for split in ("train", "test")
         for field in ("phi1", "phi2", "labels")
         for path in _paths(data[split][field])
-        if not find_array(path).is_file()
+        # Not Path.is_file, which raises where a folder on the way may not be read.
+        if not os.path.isfile(find_array(path))
     ]
     if not missing:
         return
     count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
-    listed = ", ".join(f"{field}={path}" for field, path in missing)
+    listed = ", ".join(f"{field}={path}{_instead(path)}" for field, path in missing)
     text = f"{count} not found: {listed} (looked in {Path.cwd()})"
     if any(path.startswith(("data/representations/", "data/labels/")) for _, path in missing):
         text += f". Either get the authors' arrays, {ARCHIVE}, and unzip them here, or encode the"
@@ -203,6 +205,16 @@ def _check_present(data: Any) -> None:
     if len(optional) == len(missing):
         text += "; labels and test files may also be left out, --config.FIELD=''"
     raise UserError(text)
+
+
+def _instead(path: str) -> str:
+    """Says what stands where a file is missing."""
+    found = find_array(path)
+    if os.path.isdir(found):
+        return ", which is a folder"
+    if os.path.islink(found):
+        return f", which is a broken link to {os.readlink(found)}"
+    return ", which is not a regular file" if os.path.exists(found) else ""
 
 
 def _open_split(name: str, fields: Any) -> Split:
@@ -219,7 +231,7 @@ def _open_split(name: str, fields: Any) -> Split:
     labels = None
     if fields["labels"]:
         labels_path = find_array(fields["labels"])
-        stored = checks.open_array(labels_path)
+        stored = checks.open_array(labels_path, checks.LABELS_HINT)
         checks.check_labels(labels_path, stored, n, find_array(first))
         labels = np.asarray(stored, dtype=np.int64)
     return Split(phi1, phi2, labels, n)

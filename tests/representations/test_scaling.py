@@ -23,12 +23,9 @@ def test_statistics_over_blocks_and_parts(parts, block_bytes, monkeypatch):
 
 
 def test_statistics_of_stored_change_nothing(parts):
-    for stats in (
-        scaling.statistics(parts, kind="stored"),
-        scaling.statistics(parts, kind="scale", normalise=False),
-    ):
-        np.testing.assert_array_equal(stats.mean, np.zeros(4))
-        assert stats.scale == 1
+    stats = scaling.statistics(parts, kind="stored")
+    np.testing.assert_array_equal(stats.mean, np.zeros(4))
+    assert stats.scale == 1
 
 
 @pytest.mark.parametrize("block_bytes", [1, 64, 2**20])

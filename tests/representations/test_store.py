@@ -172,14 +172,33 @@ def test_cut_short(folder):
 
 
 def test_folder_in_place_of_a_file(folder):
-    (folder / "sub").mkdir()
-    fails("not found", train_phi1="sub")
+    (folder / "sub.npy").mkdir()
+    fails("not found: data.train.phi1=sub.npy, which is a folder", train_phi1="sub.npy")
+
+
+def test_broken_link_in_place_of_a_file(folder):
+    (folder / "link.npy").symlink_to("gone.npy")
+    fails("data.test.phi2=link.npy, which is a broken link to gone.npy", test_phi2="link.npy")
 
 
 def test_object_arrays(folder):
     ragged = np.array([[1.0], [1.0, 2.0]], dtype=object)
     np.save("phi1_train.npy", ragged, allow_pickle=True)
-    assert "phi1_train.npy" in fails("holds Python objects")
+    assert "phi1_train.npy" in fails("holds Python objects .*float32")
+
+
+def test_object_labels_have_their_own_hint(folder):
+    np.save("labels_train.npy", np.array([0] * N, dtype=object), allow_pickle=True)
+    assert "float" not in fails("labels_train.npy holds Python objects .* one integer for each")
+
+
+def test_unsigned_labels_are_kept_right_or_refused(folder):
+    labels = np.arange(N, dtype=np.uint64)
+    np.save("labels_train.npy", labels)
+    np.testing.assert_array_equal(store.open_dataset(fields()).train.labels, np.arange(N))
+    labels[-1] = 2**63
+    np.save("labels_train.npy", labels)
+    fails(f"labels_train.npy holds the label {2**63}, labels are less than 2")
 
 
 @pytest.mark.parametrize("shape", [(N,), (N, 2, 3), ()])
@@ -199,7 +218,7 @@ def test_empty(folder, shape):
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.complex64, "S3", "U2", "f4,f4"])
 def test_wrong_dtype(folder, dtype):
     np.save("phi1_train.npy", np.zeros((N, D1), dtype))
-    fails("float16 or float32")
+    fails(r"float16 or float32 \(float64 is read as float32\)")
 
 
 def test_differing_rows_show_both_shapes(folder, arrays):
