@@ -33,8 +33,6 @@ def get_config() -> config_dict.ConfigDict:
     presets = _presets()
     config.encoder = _open_fields(presets, "encoder")
     config.search = _open_fields(presets, "search")
-    # Rows belong to this many virtual shards, the same for every number of devices that divides it.
-    config.search.shards = 64
     config.inner = _open_fields(presets, "inner")
     config.score = _score()
 
@@ -139,6 +137,9 @@ def _presets() -> config_dict.ConfigDict:
     fast.search.anneal_learning_rate, paper.search.anneal_learning_rate = 0.1, 0.1
     # Factor of the temperature.
     fast.search.anneal_temperature, paper.search.anneal_temperature = 0.5, 0.1
+    # Virtual shards that the rows belong to, whatever the number of devices; a subset takes equally
+    # many rows from each. 1: any rows, as in the reference.
+    fast.search.shards, paper.search.shards = 64, 1
     # Weight eta of the entropy term.
     fast.search.entropy_weight, paper.search.entropy_weight = 10.0, 10.0
 

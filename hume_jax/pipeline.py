@@ -58,7 +58,9 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
         dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
     )
     # Before the folder is taken, so that a plan that does not fit leaves nothing behind.
-    plan = _plan(config, dataset)
+    n = sum(split.n for split in store.search_splits(dataset, config.setting))
+    plan = _plan(config, dataset, n)
+    warnings += planning.clamped(config, n, plan.shape)
     with Workdir(workdir, config) as folder:
         # Written last, so the run is finished; its times stay those of the work.
         done = folder.path / "results.json"
@@ -70,9 +72,8 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
         return _Run(config, dataset, folder, began).all(planning.keep_batches(plan, folder))
 
 
-def _plan(config: config_dict.ConfigDict, dataset: store.Dataset) -> search_loop.Plan:
+def _plan(config: config_dict.ConfigDict, dataset: store.Dataset, n: int) -> search_loop.Plan:
     """The plan by what the files' headers say; some directions of phi2 may yet be left out."""
-    n = sum(split.n for split in store.search_splits(dataset, config.setting))
     most = config.inner.directions or sys.maxsize
     inner = tuple(min(most, array.shape[1] + 1) for array in dataset.train.phi2.arrays)
     return planning.make_plan(config, n, dataset.train.phi1.columns, inner)

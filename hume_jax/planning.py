@@ -44,12 +44,6 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
     shards = shard_count(config, n)
     draw = min(config.search.subset_size, n) // shards
     train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
-    subset = config.search.subset_size
-    if subset > n:
-        logging.warning(
-            "search.subset_size is %d, there are %d rows: a subset takes %d of them",
-            subset, n, draw * shards,
-        )  # fmt: skip
     settings = _settings(config, train, draw - train)
     shape = memory.Shape(
         -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
@@ -65,6 +59,15 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
         config.log_every,
         config.checkpoint_seconds,
     )
+
+
+def clamped(config: config_dict.ConfigDict, n: int, shape: memory.Shape) -> list[str]:
+    """A line to warn with if a subset is larger than the data, or none."""
+    subset = config.search.subset_size
+    if subset <= n:
+        return []
+    taken = shape.train + shape.test
+    return [f"search.subset_size is {subset}, there are {n} rows: a subset takes {taken} of them"]
 
 
 def keep_batches(plan: Plan, workdir: Workdir) -> Plan:

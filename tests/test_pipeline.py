@@ -371,12 +371,12 @@ def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
         assert first == pytest.approx(plain.metrics[0]["objective"][i], rel=1e-3)
 
 
-def test_a_subset_larger_than_the_data_is_clamped(caplog):
+def test_a_subset_larger_than_the_data_is_clamped():
     config = config_lib.resolve(config_lib.load("configs/testing.py"))
     config.search.subset_size = 1000
-    with caplog.at_level("WARNING"):
-        plan = planning.make_plan(config, ROWS, COLUMNS, (COLUMNS + 1,))
-    assert "there are 401 rows: a subset takes 400 of them" in caplog.text
+    plan = planning.make_plan(config, ROWS, COLUMNS, (COLUMNS + 1,))
+    (line,) = planning.clamped(config, ROWS, plan.shape)
+    assert line.endswith("is 1000, there are 401 rows: a subset takes 400 of them")
     shards = planning.shard_count(config, ROWS)
     assert ROWS % shards
     assert plan.shape.train + plan.shape.test == ROWS // shards * shards
