@@ -158,7 +158,7 @@ def test_the_papers_presets():
         "anneal_learning_rate": 0.1,
         "anneal_temperature": 0.1,
         "entropy_weight": 10.0,
-        "shards": 64,
+        "shards": 1,
     }
     inner = config.inner
     assert [config.encoder.normalise, inner.normalise, inner.precondition] == [False] * 3
