@@ -191,6 +191,9 @@ class Workdir:
                 tree = manager.restore(step, args=ocp.args.StandardRestore(like))
             except _DAMAGED as error:
                 absl_logging.warning("checkpoint %s %d is damaged: %.200s", name, step, error)
+                # Orbax leaves its other reads of it to the garbage collector, where asyncio would
+                # report each; nothing else here uses asyncio.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 manager.delete(step)
                 continue
             return step, tree
