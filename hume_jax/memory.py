@@ -33,8 +33,8 @@ def data_bytes(shape: Shape) -> int:
 def task_bytes(shape: Shape, settings: Search) -> int:
     """Bytes that each further task of a batch takes."""
     k = settings.n_classes
-    # theta, two Adam moments, gradient, update, and what the orthonormal map keeps.
-    encoder = 10 * k * shape.phi1 + 30 * k * k
+    # theta, two Adam moments, gradient, update, and what the steps of the orthonormal map keep.
+    encoder = 26 * k * shape.phi1 + 4 * k * k
     # Labels, logits, probabilities and their cotangents on one split.
     labels = 8 * k * (shape.train + shape.test)
     # Solution, extrapolation, gradient; residual, direction and product of the adjoint.
