@@ -56,7 +56,7 @@ def study(tasks: Sequence[dict[str, Any]], split: str) -> dict[str, dict[str, An
     found = {}
     accuracy = np.array([task[split]["acc"] for task in tasks])
     for score, _, _ in results.LABEL_FREE:
-        compared = comparable(tasks, score)
+        compared = results.comparable(tasks, score)
         values = np.array([tasks[i][score] for i in compared])
         best = results.best_task(tasks, score)
         if best is None:
@@ -68,15 +68,6 @@ def study(tasks: Sequence[dict[str, Any]], split: str) -> dict[str, dict[str, An
             "lost": float(accuracy.max() - accuracy[best]),
         }
     return found
-
-
-def comparable(tasks: Sequence[dict[str, Any]], score: str) -> list[int]:
-    """The tasks between which a score may be compared."""
-    scored = [i for i, task in enumerate(tasks) if task.get(score) is not None]
-    if score != "cv_accuracy" or not scored:
-        return scored
-    most = max(tasks[i]["n_classes_used"] for i in scored)
-    return [i for i in scored if tasks[i]["n_classes_used"] == most]
 
 
 def read_run(folder: pathlib.Path, split: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import psutil
 from hume_jax.core.search import Search
 
 _FLOAT = 4
+# Bytes that the tasks scored at a time may take; tasks take turns beyond it.
+SCORE_BATCH = 2**30
 # What a container may use, where there is one.
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -43,6 +45,24 @@ def task_bytes(shape: Shape, settings: Search) -> int:
         # Each step's start is kept for the way back: three matrices a step.
         solver += sum(3 * settings.inner.steps * k * r for r in shape.inner)
     return _FLOAT * (encoder + labels + solver)
+
+
+def score_bytes(rows: int, columns: int, n_classes: int, tasks: int) -> int:
+    """Bytes of the cross-validation of found tasks: the rows, those of a fold, the fits.
+
+    Args:
+      rows: `score.rows`, or as many as there are.
+      columns: the most of a second space.
+      n_classes: K.
+      tasks: of the run.
+    """
+    each = score_task_bytes(rows, n_classes)
+    return 4 * _FLOAT * rows * columns + min(tasks * each, max(SCORE_BATCH, each))
+
+
+def score_task_bytes(rows: int, n_classes: int) -> int:
+    """Bytes of labels, logits and what a fit derives from them, of one task that is scored."""
+    return 5 * _FLOAT * rows * n_classes
 
 
 def available_bytes() -> int:

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,9 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     """
     began = time.perf_counter()
     config = config_lib.resolve(config)
+    finished = _finished(config, workdir)
+    if finished is not None:
+        return finished
     dataset = store.open_dataset(config.data)
     warnings = store.check_search(
         dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
@@ -62,14 +66,22 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     plan = _plan(config, dataset, n)
     warnings += planning.clamped(config, n, plan.shape)
     with Workdir(workdir, config) as folder:
-        # Written last, so the run is finished; its times stay those of the work.
-        done = folder.path / "results.json"
-        if done.exists():
-            logging.info("this run is finished; delete %s to score it again", done)
-            return json.loads(done.read_text(encoding="utf-8"))
         for warning in warnings:
             logging.warning("%s", warning)
         return _Run(config, dataset, folder, began).all(planning.keep_batches(plan, folder))
+
+
+def _finished(
+    config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
+) -> dict[str, Any] | None:
+    """What a finished run found, whether or not its data are still there; or None."""
+    # Written last; its times stay those of the work.
+    done = Path(workdir).expanduser().resolve() / "results.json"
+    if not done.exists():
+        return None
+    with Workdir(workdir, config):
+        logging.info("this run is finished; delete %s to score it again", done)
+        return json.loads(done.read_text(encoding="utf-8"))
 
 
 def _plan(config: config_dict.ConfigDict, dataset: store.Dataset, n: int) -> search_loop.Plan:
@@ -180,17 +192,11 @@ class _Run:
 
     def _ensemble(self, tasks: np.ndarray, scores: dict[str, np.ndarray]) -> aggregate.Ensemble:
         """The vote of the best tasks by the config's selector."""
-        settings = self.config.ensemble
-        members = np.arange(len(tasks))
-        if settings.select != "all":
-            order = aggregate.rank(
-                scores[settings.select],
-                scores["collapsed"],
-                highest_first=settings.select != "objective",
-            )
-            members = np.sort(order[: max(1, round(settings.fraction * len(order)))])
         return aggregate.ensemble(
-            tasks, self.config.n_classes, members, agreement=scores["agreement_matrix"]
+            tasks,
+            self.config.n_classes,
+            scoring.voters(self.config, tasks, scores),
+            agreement=scores["agreement_matrix"],
         )
 
     def _label(

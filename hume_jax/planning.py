@@ -39,7 +39,7 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
       inner: directions of each second space, or the most that there can be.
 
     Raises:
-      UserError: more tasks at a time than fit in memory.
+      UserError: more tasks at a time than fit in memory, or more rows than can be scored.
     """
     shards = shard_count(config, n)
     draw = min(config.search.subset_size, n) // shards
@@ -48,7 +48,9 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
     shape = memory.Shape(
         -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
     )
-    size = batch_size(config.n_tasks, config.task_batch, shape, settings, memory.available_bytes())
+    available = memory.available_bytes()
+    size = batch_size(config.n_tasks, config.task_batch, shape, settings, available)
+    _check_scoring(config, n, max(inner), available)
     tasks = tuple(range(config.n_tasks))
     return Plan(
         settings,
@@ -59,6 +61,16 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
         config.log_every,
         config.checkpoint_seconds,
     )
+
+
+def _check_scoring(config: config_dict.ConfigDict, n: int, columns: int, available: int) -> None:
+    rows = min(config.score.rows, n)
+    needed = memory.score_bytes(rows, columns, config.n_classes, config.n_tasks)
+    if needed > 0.9 * available:
+        raise UserError(
+            f"scoring on {rows} rows needs about {needed / 2**30:.3g} GiB, "
+            f"{available / 2**30:.3g} GiB are free: lower score.rows"
+        )
 
 
 def clamped(config: config_dict.ConfigDict, n: int, shape: memory.Shape) -> list[str]:

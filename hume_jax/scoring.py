@@ -8,14 +8,13 @@ import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
+from hume_jax import memory
 from hume_jax.baselines.kmeans import kmeans
 from hume_jax.baselines.probe import probe
+from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.store import Dataset, Split
-
-# Bytes that labels and logits of the tasks scored at a time may take.
-_SCORE_BYTES = 2**30
 
 
 def score_tasks(
@@ -64,7 +63,8 @@ def _score_in(
     program = jax.jit(
         generalization.score, static_argnames=("entropy_weight", "steps", "tolerance")
     )
-    size = max(1, min(len(tasks), int(_SCORE_BYTES / (20 * rows.size * config.n_classes))))
+    each = memory.score_task_bytes(rows.size, config.n_classes)
+    size = max(1, min(len(tasks), memory.SCORE_BATCH // each))
     # Equal batches compile once.
     size = -(-len(tasks) // -(-len(tasks) // size))
     parts = []
@@ -82,6 +82,32 @@ def _score_in(
         )
         parts.append(jax.device_get(part)._asdict())
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def voters(
+    config: config_dict.ConfigDict, tasks: np.ndarray, scores: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Chooses the tasks that vote, by the score that `ensemble.select` names.
+
+    Args:
+      config: resolved.
+      tasks: (S, n) int32 hard labels of the searched rows.
+      scores: (S,) each: the label-free ones, and whether a task is `collapsed`.
+
+    Returns:
+      (M,) int64 ascending task numbers.
+    """
+    settings = config.ensemble
+    if settings.select == "all":
+        return np.arange(len(tasks))
+    tiers = scores["collapsed"].astype(int)
+    if settings.select == "cv_accuracy":
+        # Fewer classes are easier to predict, so only tasks with equally many are compared.
+        tiers += 2 * (aggregate.class_counts(tasks, config.n_classes) == 0).sum(axis=1)
+    order = aggregate.rank(
+        scores[settings.select], tiers, highest_first=settings.select != "objective"
+    )
+    return np.sort(order[: max(1, round(settings.fraction * len(order)))])
 
 
 def baselines(

@@ -19,7 +19,7 @@ import pytest
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, memory, pipeline, planning
+from hume_jax import labelling, memory, pipeline, planning, scoring
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
@@ -392,6 +392,42 @@ def test_few_rows_lie_on_fewer_shards(n, subset, shards):
     assert planning.shard_count(config, n) == shards
 
 
+def test_a_finished_run_answers_without_its_arrays_and_their_memory(quickstart, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+    monkeypatch.delattr(pipeline.store, "open_dataset")
+    assert pipeline.run(config_lib.load("configs/testing.py"), quickstart.path) == quickstart.results
+    other = config_lib.load("configs/testing.py")
+    other.seed = 1
+    with pytest.raises(UserError, match="belongs to another config"):
+        pipeline.run(other, quickstart.path)
+
+
+# ---- which tasks vote
+
+
+@pytest.mark.parametrize(
+    ("select", "members"),
+    [("all", [0, 1, 2, 3]), ("objective", [1, 2]), ("agreement", [1, 3]), ("cv_accuracy", [1, 2])],
+)
+def test_voters(select, members):
+    config = config_lib.resolve(config_lib.load("configs/testing.py"))
+    config.ensemble.update({"select": select, "fraction": 0.5})
+    config.n_classes = 3
+    # Task 0 uses two classes and task 3 nearly so: collapsed, whatever their scores.
+    tasks = np.array([[0, 1] * 50, [0, 1, 2, 0] * 25, [2, 1, 0, 2] * 25, [0, 1] * 49 + [2, 2]])
+    scores = {
+        "objective": np.array([0.1, 0.3, 0.4, 0.2]),
+        "agreement": np.array([0.9, 0.8, 0.1, 0.85]),
+        "cv_accuracy": np.array([0.99, 0.7, 0.6, 0.9]),
+        "collapsed": np.array([True, False, False, select != "agreement"]),
+    }
+    np.testing.assert_array_equal(scoring.voters(config, tasks, scores), members)
+    # A collapsed task with all classes comes before one that lost a class.
+    config.ensemble.fraction = 0.75
+    if select == "cv_accuracy":
+        np.testing.assert_array_equal(scoring.voters(config, tasks, scores), [1, 2, 3])
+
+
 # ---- memory
 
 SHAPE = memory.Shape(rows=6000, train=4500, test=500, phi1=128, inner=(129,))
@@ -423,6 +459,19 @@ def test_memory_grows_with_what_a_task_keeps():
     more = SHAPE._replace(inner=(129, 129))
     assert memory.task_bytes(more, SETTINGS) > memory.task_bytes(SHAPE, SETTINGS)
     assert memory.data_bytes(more) > memory.data_bytes(SHAPE)
+
+
+def test_more_rows_than_can_be_scored(monkeypatch):
+    config = config_lib.resolve(config_lib.load("configs/quickstart.py"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**34)
+    planning.make_plan(config, 10**6, 16, (1001,))
+    config.score.rows = 10**6
+    with pytest.raises(UserError, match=r"scoring on 1000000 rows needs about .* lower score.rows"):
+        planning.make_plan(config, 10**6, 16, (1001,))
+    assert memory.score_bytes(1000, 128, 10, 4) < memory.score_bytes(1000, 128, 10, 8)
+    # Tasks take turns once their labels fill the memory meant for them.
+    many = 10 * memory.SCORE_BATCH // memory.score_task_bytes(1000, 10)
+    assert memory.score_bytes(1000, 128, 10, many) == memory.score_bytes(1000, 128, 10, 2 * many)
 
 
 if __name__ == "__main__":

@@ -296,14 +296,15 @@ def collapsed(
 
 
 def rank(
-    scores: np.ndarray, collapsed_tasks: np.ndarray | None = None, *, highest_first: bool = False
+    scores: np.ndarray, tiers: np.ndarray | None = None, *, highest_first: bool = False
 ) -> np.ndarray:
-    """Orders tasks by a label-free score; collapsed tasks come after all others.
+    """Orders tasks by a label-free score, within tiers that the score cannot lift a task out of.
 
     Args:
       scores: (S,) such as the objective (lowest first) or the mean agreement (highest first). Not
         a number ranks last among its kind.
-      collapsed_tasks: (S,) bool, none by default.
+      tiers: (S,) bool or integers, the lowest come first: whether a task is collapsed, or for
+        cross-validated accuracy, which fewer classes raise, the number of unused classes.
       highest_first: whether high scores are good.
 
     Returns:
@@ -311,8 +312,7 @@ def rank(
     """
     keys = np.asarray(scores, np.float64)
     keys = np.where(np.isnan(keys), np.inf, -keys if highest_first else keys)
-    last = np.zeros(len(keys), bool) if collapsed_tasks is None else np.asarray(collapsed_tasks)
-    return np.lexsort((keys, last))
+    return np.lexsort((keys, np.zeros(len(keys), int) if tiers is None else np.asarray(tiers)))
 
 
 def duplicates(agreement: np.ndarray, threshold: float = 0.999) -> list[list[int]]:

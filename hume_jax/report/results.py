@@ -81,14 +81,15 @@ def correlations(
 
     Returns:
       ``objective_acc``, ``cv_accuracy_acc`` and ``agreement_acc`` as ``metrics.correlation`` gives
-      them; an entry is absent where a score is missing or constant.
+      them, each over the tasks that `comparable` gives; an entry is absent where a score is
+      missing or constant.
     """
     result: dict[str, dict[str, Any]] = {}
     for key, _, _ in LABEL_FREE:
         points = [
-            (task[key], task[split]["acc"])
-            for task in tasks
-            if task.get(key) is not None and split in task
+            (tasks[i][key], tasks[i][split]["acc"])
+            for i in comparable(tasks, key)
+            if split in tasks[i]
         ]
         if points:
             scores, accuracies = np.array(points, np.float64).T
@@ -188,11 +189,27 @@ def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.
         file.write(to_csv(splits).encode())
 
 
+def comparable(tasks: Sequence[Mapping[str, Any]], key: str) -> list[int]:
+    """Picks the tasks between which a label-free score may be compared.
+
+    All that have it; for cross-validated accuracy those with the largest number of used classes
+    alone, since fewer classes are easier to predict.
+
+    Args:
+      tasks: entries as in results.json.
+      key: one of ``LABEL_FREE``.
+    """
+    scored = [i for i, task in enumerate(tasks) if task.get(key) is not None]
+    if key != "cv_accuracy":
+        return scored
+    most = max((tasks[i].get("n_classes_used", 0) for i in scored), default=0)
+    return [i for i in scored if tasks[i].get("n_classes_used", 0) == most]
+
+
 def best_task(tasks: Sequence[Mapping[str, Any]], key: str) -> int | None:
     """Picks a task by one label-free score, as a user without labels would.
 
-    Collapsed tasks are passed over if there are others. Cross-validated accuracy is compared
-    between tasks with the largest number of used classes only: fewer classes are easier.
+    Collapsed tasks are passed over if there are others.
 
     Args:
       tasks: entries as in results.json.
@@ -202,11 +219,8 @@ def best_task(tasks: Sequence[Mapping[str, Any]], key: str) -> int | None:
       The task's index, the first of equal ones; None where no task has the score.
     """
     highest = {name: high for name, _, high in LABEL_FREE}[key]
-    scored = [i for i, task in enumerate(tasks) if task.get(key) is not None]
+    scored = comparable(tasks, key)
     sound = [i for i in scored if not tasks[i].get("collapsed")] or scored
-    if key == "cv_accuracy":
-        most = max((tasks[i].get("n_classes_used", 0) for i in sound), default=0)
-        sound = [i for i in sound if tasks[i].get("n_classes_used", 0) == most]
     if not sound:
         return None
     return min(sound, key=lambda i: -tasks[i][key] if highest else tasks[i][key])

@@ -296,9 +296,11 @@ def test_classes_used_and_collapsed() -> None:
     np.testing.assert_array_equal(aggregate.collapsed(tasks, 4, prior), [True, False, False, False])
 
 
-def test_rank_puts_collapsed_tasks_last() -> None:
+def test_rank_keeps_to_tiers() -> None:
     scores = np.array([0.3, 0.1, np.nan, 0.2, 0.2])
     np.testing.assert_array_equal(aggregate.rank(scores), [1, 3, 4, 0, 2])
     collapsed = np.array([False, True, False, False, True])
     np.testing.assert_array_equal(aggregate.rank(scores, collapsed), [3, 0, 2, 1, 4])
     np.testing.assert_array_equal(aggregate.rank(scores, highest_first=True), [0, 3, 4, 1, 2])
+    unused = np.array([2, 0, 1, 0, 1])
+    np.testing.assert_array_equal(aggregate.rank(scores, unused), [1, 3, 4, 2, 0])

@@ -231,6 +231,10 @@ def test_correlations_skip_tasks_without_a_score() -> None:
     assert found["objective_acc"]["n"] == found["cv_accuracy_acc"]["n"] == 5
     assert found["objective_acc"]["split"] == "test"
     assert results.correlations(tasks, "all") == {}
+    # Fewer classes are easier to predict: such tasks are left out for cross-validated accuracy.
+    tasks[2]["n_classes_used"] -= 1
+    found = results.correlations(tasks, "test", seed=3)
+    assert (found["objective_acc"]["n"], found["cv_accuracy_acc"]["n"]) == (5, 4)
 
 
 # ---------------------------------------------------------------------- labels.csv
