@@ -1,6 +1,6 @@
 """What a finished search is judged by: label-free scores of its tasks, floor and ceiling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ from absl import logging
 from ml_collections import config_dict
 
 from hume_jax import memory
-from hume_jax.baselines.kmeans import kmeans
-from hume_jax.baselines.probe import probe
+from hume_jax.baselines.kmeans import STARTS, kmeans
+from hume_jax.baselines.probe import FITS, probe
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
+from hume_jax.progress import Progress
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.store import Dataset, Split
 
@@ -38,19 +39,36 @@ def score_tasks(
       The fields of `generalization.Generalization`, (S,) float32 each.
     """
     logging.info("scoring %d tasks by cross-validation", len(tasks))
-    files = zip(*(split.phi2.arrays for split in splits), strict=True)
-    found = [_score_in(config, arrays, tasks, log_prior) for arrays in files]
+    files = list(zip(*(split.phi2.arrays for split in splits), strict=True))
+    rows = generalization.folds(tasks.shape[1], config.score.folds, config.score.rows, config.seed)
+    batches = _batches(len(tasks), rows.size, config.n_classes)
+    with Progress(len(files) * len(batches) * len(rows), "scores") as progress:
+        found = [
+            _score_in(config, arrays, tasks, rows, batches, log_prior, progress.update)
+            for arrays in files
+        ]
     return {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
+
+
+def _batches(tasks: int, rows: int, n_classes: int) -> list[slice]:
+    """Tasks that are scored at a time: as many as memory is meant for, in equal parts."""
+    fitting = max(1, memory.SCORE_BATCH // memory.score_task_bytes(rows, n_classes))
+    # Batches of one size compile once.
+    size = -(-tasks // -(-tasks // fitting))
+    return [slice(start, start + size) for start in range(0, tasks, size)]
 
 
 def _score_in(
     config: config_dict.ConfigDict,
     arrays: Sequence[np.ndarray],
     tasks: np.ndarray,
+    folds: np.ndarray,
+    batches: Sequence[slice],
     log_prior: np.ndarray,
+    done: Callable[[], None],
 ) -> dict[str, np.ndarray]:
+    """Scores in one second space."""
     settings = config.score
-    folds = generalization.folds(tasks.shape[1], settings.folds, settings.rows, config.seed)
     rows = folds.reshape(-1)
     space = inner_rows(
         arrays,
@@ -60,25 +78,21 @@ def _score_in(
         penalty=settings.penalty,
         rows=rows,
     )
-    program = jax.jit(
-        generalization.score, static_argnames=("entropy_weight", "steps", "tolerance")
-    )
-    each = memory.score_task_bytes(rows.size, config.n_classes)
-    size = max(1, min(len(tasks), memory.SCORE_BATCH // each))
-    # Equal batches compile once.
-    size = -(-len(tasks) // -(-len(tasks) // size))
+    x, penalty = jnp.asarray(space.x), jnp.asarray(space.penalty)
+    # The rows were taken in the folds' order, so the folds are consecutive now.
+    consecutive = jnp.arange(rows.size, dtype=jnp.int32).reshape(folds.shape)
     parts = []
-    for start in range(0, len(tasks), size):
-        # The rows were taken in the folds' order, so the folds are consecutive now.
-        part = program(
-            jnp.asarray(tasks[start : start + size][:, rows]),
-            jnp.asarray(space.x),
-            jnp.asarray(space.penalty),
-            jnp.arange(rows.size, dtype=jnp.int32).reshape(folds.shape),
+    for batch in batches:
+        part = generalization.score(
+            jnp.asarray(tasks[batch][:, rows]),
+            x,
+            penalty,
+            consecutive,
             jnp.asarray(log_prior, jnp.float32),
             entropy_weight=config.search.entropy_weight,
             steps=settings.steps,
             tolerance=settings.tolerance,
+            done=done,
         )
         parts.append(jax.device_get(part)._asdict())
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -125,18 +139,25 @@ def baselines(
     true = dataset.train.labels
     for name in ("phi1", "phi2"):
         train, test = _unit_rows(dataset, splits, name)
-        logging.info("k-means in %s", name)
-        if test is not None and len(splits) == 2:
-            labels, _ = kmeans(np.concatenate([train, test]), None, config.n_classes, config.seed)
-            more: np.ndarray | None = labels[len(train) :]
-        else:
-            labels, more = kmeans(train, test, config.n_classes, config.seed)
+        united = test is not None and len(splits) == 2
+        rows = np.concatenate([train, test]) if united else train
+        with Progress(STARTS, f"k-means in {name}") as progress:
+            labels, more = kmeans(
+                rows,
+                None if united else test,
+                config.n_classes,
+                config.seed,
+                done=progress.update,
+            )
+        if united:
+            more = labels[len(train) :]
         found[f"kmeans_{name}_train"] = labels[: len(train)]
         if more is not None:
             found[f"kmeans_{name}_test"] = more
         if test is not None and true is not None:
-            logging.info("supervised probe in %s", name)
-            found[f"probe_{name}_test"] = probe(train, true, test, config.seed).labels
+            with Progress(FITS, f"supervised probe in {name}") as progress:
+                predicted = probe(train, true, test, config.seed, done=progress.update)
+            found[f"probe_{name}_test"] = predicted.labels
     return found
 
 

@@ -395,7 +395,9 @@ def test_few_rows_lie_on_fewer_shards(n, subset, shards):
 def test_a_finished_run_answers_without_its_arrays_and_their_memory(quickstart, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     monkeypatch.delattr(pipeline.store, "open_dataset")
-    assert pipeline.run(config_lib.load("configs/testing.py"), quickstart.path) == quickstart.results
+    assert (
+        pipeline.run(config_lib.load("configs/testing.py"), quickstart.path) == quickstart.results
+    )
     other = config_lib.load("configs/testing.py")
     other.seed = 1
     with pytest.raises(UserError, match="belongs to another config"):

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-_STARTS = 10
+STARTS = 10
 # Rows that are held as a float32 copy at a time when centres are assigned.
 _BLOCK = 16_384
 
@@ -21,6 +22,7 @@ def kmeans(
     seed: int = 0,
     *,
     max_rows: int = 100_000,
+    done: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Clusters the training rows and assigns the test rows to the centres found.
 
@@ -36,6 +38,7 @@ def kmeans(
       seed: of the starts, and of the rows drawn if there are too many.
       max_rows: the centres are fitted on at most this many training rows, drawn at random; all
         rows are assigned.
+      done: called after each of the `STARTS` starts.
 
     Returns:
       (n,) int32 clusters of the training rows, (m,) int32 of the test rows or None.
@@ -45,15 +48,18 @@ def kmeans(
     if len(train) > max_rows:
         rows = train[np.sort(rng.choice(len(train), max_rows, replace=False))]
     rows = np.asarray(rows, np.float32)
-    seeds = np.random.SeedSequence(seed).generate_state(_STARTS)
+    seeds = np.random.SeedSequence(seed).generate_state(STARTS)
     with (
         warnings.catch_warnings(),
         threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(min(_STARTS, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(STARTS, os.cpu_count() or 1)) as pool,
     ):
         # Fewer different rows than clusters: some clusters stay empty, which the scores show.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        models = list(pool.map(lambda start: _fit(rows, n_classes, int(start)), seeds))
+        models = []
+        for model in pool.map(lambda start: _fit(rows, n_classes, int(start)), seeds):
+            models.append(model)
+            done()
     model = min(models, key=lambda fitted: fitted.inertia_)
     return _assign(model, train), None if test is None else _assign(model, test)
 

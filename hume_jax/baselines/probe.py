@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from threadpoolctl import threadpool_limits
 # Chosen on held-out rows of the training split: 1e-4 to 1e-5 on photographs (d = 1,280, 10
 # classes), 1e-5 to 1e-6 on sentences (d = 384, 150 classes).
 PENALTIES = (1e-3, 1e-4, 1e-5, 1e-6)
+# One for each penalty, and the last on all rows.
+FITS = len(PENALTIES) + 1
 _STEPS = 300
 _TOLERANCE = 1e-4
 _BLOCK = 16_384
@@ -36,6 +39,7 @@ def probe(
     *,
     penalties: tuple[float, ...] = PENALTIES,
     max_rows: int = 100_000,
+    done: Callable[[], None] = lambda: None,
 ) -> Probe:
     """Fits multinomial logistic regression on the training labels and predicts the test rows.
 
@@ -51,6 +55,7 @@ def probe(
       seed: of the held-out tenth, and of the rows drawn if there are too many.
       penalties: the values of lambda to choose from.
       max_rows: the fit takes at most this many training rows, drawn at random.
+      done: called after each fit; there are `FITS`, fewer where there is nothing to choose.
 
     Returns:
       The predictions and the choice.
@@ -73,8 +78,9 @@ def probe(
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         # Stopping at the last step is good enough: the penalty is chosen by held-out accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        penalty, accuracy = _choose(x, y, held_out, sorted(penalties, reverse=True))
+        penalty, accuracy = _choose(x, y, held_out, sorted(penalties, reverse=True), done)
         model = _fit(x, y, penalty)
+        done()
     blocks = [
         model.predict((np.asarray(test[start : start + _BLOCK], np.float32) - mean) / scale)
         for start in range(0, len(test), _BLOCK)
@@ -83,7 +89,11 @@ def probe(
 
 
 def _choose(
-    x: np.ndarray, y: np.ndarray, held_out: np.ndarray, penalties: list[float]
+    x: np.ndarray,
+    y: np.ndarray,
+    held_out: np.ndarray,
+    penalties: list[float],
+    done: Callable[[], None],
 ) -> tuple[float, float | None]:
     """Returns the penalty of the highest accuracy on the held-out rows, and that accuracy."""
     if not held_out.any() or len(np.unique(y[~held_out])) == 1:
@@ -95,7 +105,10 @@ def _choose(
         return float((_fit(fit_x, fit_y, penalty).predict(test_x) == test_y).mean())
 
     with ThreadPoolExecutor(min(len(penalties), os.cpu_count() or 1)) as pool:
-        scores = list(pool.map(accuracy, penalties))
+        scores = []
+        for score in pool.map(accuracy, penalties):
+            scores.append(score)
+            done()
     best = int(np.argmax(scores))
     return penalties[best], scores[best]
 

@@ -1,5 +1,7 @@
 """The label-free score of finished tasks: how well a linear model in phi2 generalises on them."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,6 +54,7 @@ def score(
     entropy_weight: float,
     steps: int,
     tolerance: float,
+    done: Callable[[], None] = lambda: None,
 ) -> Generalization:
     """Cross-validates a linear model in the second representation on found labels.
 
@@ -67,40 +70,23 @@ def score(
       entropy_weight: eta.
       steps: bound on the Newton steps of a fit.
       tolerance: residual, the norm of the inner gradient, at which a fit ends.
+      done: called after each fold.
 
     Returns:
       `Generalization`.
     """
-    n_classes, n_folds = log_prior.shape[0], rows.shape[0]
-
-    def one_fold(starts: Array, index: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        test = rows[index]
-        train = rows[(index + 1 + jnp.arange(n_folds - 1)) % n_folds].reshape(-1)
-        x_train, x_test = x[train], x[test]
-
-        def one_task(labels: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-            y_train = jax.nn.one_hot(labels[train], n_classes, dtype=x.dtype, axis=0)
-            w, residual = inner_fit.minimise(
-                start,
-                x_train,
-                y_train,
-                penalty,
-                0.0,
-                steps=steps,
-                solver="newton",
-                newton_steps=_NEWTON_STEPS,
-                tolerance=tolerance,
-            )
-            y_test = jax.nn.one_hot(labels[test], n_classes, dtype=x.dtype, axis=0)
-            right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]
-            return w, (inner_fit.cross_entropy(w, x_test, y_test), jnp.mean(right), residual)
-
-        return jax.vmap(one_task)(tasks, starts)
-
+    n_classes = log_prior.shape[0]
     # Each fold starts from the solution of the one before it: the solution that it is taken to is
     # unique, and near.
-    starts = jnp.zeros((tasks.shape[0], n_classes, x.shape[1]), x.dtype)
-    _, (ce, right, residual) = jax.lax.scan(one_fold, starts, jnp.arange(n_folds))
+    solutions = jnp.zeros((tasks.shape[0], n_classes, x.shape[1]), x.dtype)
+    found = []
+    for fold in range(rows.shape[0]):
+        solutions, values = _score_fold(
+            solutions, tasks, x, penalty, rows, jnp.int32(fold), steps=steps, tolerance=tolerance
+        )
+        found.append(jax.block_until_ready(values))
+        done()
+    ce, right, residual = (jnp.stack(values) for values in zip(*found, strict=True))
     histogram = jax.vmap(lambda t: jnp.bincount(t, length=n_classes) / t.shape[0])(tasks)
     entropy, divergence = jax.vmap(label_entropy, (0, None))(histogram, log_prior)
     heldout_ce = jnp.mean(ce, axis=0)
@@ -111,3 +97,41 @@ def score(
         entropy,
         jnp.max(residual, axis=0),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "tolerance"))
+def _score_fold(
+    starts: Array,
+    tasks: Array,
+    x: Array,
+    penalty: Array,
+    rows: Array,
+    fold: Array,
+    *,
+    steps: int,
+    tolerance: float,
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Fits all tasks on the rows outside a fold: the solutions; CE, accuracy and residual, (S,)."""
+    n_folds = rows.shape[0]
+    test = rows[fold]
+    train = rows[(fold + 1 + jnp.arange(n_folds - 1)) % n_folds].reshape(-1)
+    x_train, x_test = x[train], x[test]
+
+    def one_task(labels: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        one_hot = functools.partial(jax.nn.one_hot, num_classes=start.shape[0], axis=0)
+        w, residual = inner_fit.minimise(
+            start,
+            x_train,
+            one_hot(labels[train], dtype=x.dtype),
+            penalty,
+            0.0,
+            steps=steps,
+            solver="newton",
+            newton_steps=_NEWTON_STEPS,
+            tolerance=tolerance,
+        )
+        right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]
+        ce = inner_fit.cross_entropy(w, x_test, one_hot(labels[test], dtype=x.dtype))
+        return w, (ce, jnp.mean(right), residual)
+
+    return jax.vmap(one_task)(tasks, starts)
