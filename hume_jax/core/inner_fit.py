@@ -173,13 +173,14 @@ def minimise(
     steps: int | Array,
     solver: str = "nesterov",
     newton_steps: int | Array = 6,
+    lengths: int = 3,
     tolerance: float = 0.0,
     differentiable: bool = False,
 ) -> tuple[Array, Array]:
     """A fixed number of steps on `loss`.
 
     * ``newton``: each step solves the Newton system by ``newton_steps`` of conjugate gradient and
-      takes the longest of three fixed lengths that does not raise the loss; logits are linear in
+      takes the longest of a few fixed lengths that does not raise the loss; logits are linear in
       the length, so that costs no product. At equal products it comes far closer to the solution
       than ``nesterov`` once the labels are nearly hard.
     * ``nesterov``: accelerated gradient steps; the momentum restarts where it points uphill
@@ -195,6 +196,7 @@ def minimise(
       steps: number of steps; may be traced unless ``differentiable``.
       solver: 'newton', 'nesterov' or 'gradient'.
       newton_steps: conjugate-gradient steps in each step of ``newton``.
+      lengths: number of lengths of a step of ``newton`` to choose from: 1, 1/3, 1/9, ...
       tolerance: above 0, stop once the residual is below it; for scores, not for the search.
       differentiable: unroll through a checkpointed ``scan`` that reverse mode can pass.
 
@@ -207,7 +209,13 @@ def minimise(
         scale = jnp.mean(x**2, axis=0)
         first = first._replace(other=start @ x.T)
         body = functools.partial(
-            _newton, x=x, y=y, penalty=penalty, scale=scale, steps=newton_steps
+            _newton,
+            x=x,
+            y=y,
+            penalty=penalty,
+            scale=scale,
+            steps=newton_steps,
+            lengths=lengths,
         )
     elif solver in ("nesterov", "gradient"):
         momentum = solver == "nesterov"
@@ -244,7 +252,14 @@ def _descend(
 
 
 def _newton(
-    it: _Iterate, *, x: Array, y: Array, penalty: Array, scale: Array, steps: int | Array
+    it: _Iterate,
+    *,
+    x: Array,
+    y: Array,
+    penalty: Array,
+    scale: Array,
+    steps: int | Array,
+    lengths: int,
 ) -> _Iterate:
     """One Newton step: two products and two more for each conjugate-gradient step."""
     n = x.shape[0]
@@ -266,10 +281,12 @@ def _newton(
         ce = jnp.mean(jax.nn.logsumexp(z, axis=0) - jnp.sum(y * z, axis=0))
         return ce + 0.5 * jnp.sum(penalty[None] * w**2)
 
-    now, full, third = value(0.0), value(1.0), value(1 / 3)
+    now = value(0.0)
     # Where rounding decides, the full step is taken.
     bound = now + 1e-6 * jnp.abs(now)
-    length = jnp.where(full <= bound, 1.0, jnp.where(third <= bound, 1 / 3, 1 / 9)).astype(x.dtype)
+    length = jnp.asarray(3.0 ** (1 - lengths), x.dtype)
+    for power in range(2 - lengths, 1):
+        length = jnp.where(value(3.0**power) <= bound, jnp.asarray(3.0**power, x.dtype), length)
     return _Iterate(it.w + length * d, it.other + length * dz, it.t, jnp.linalg.norm(g))
 
 

@@ -14,6 +14,9 @@ from hume_jax.core.objective import label_entropy
 
 # Conjugate-gradient steps in each Newton step of a fit.
 _NEWTON_STEPS = 10
+# Lengths of a Newton step to choose from. Fits on hard labels with little penalty go far from where
+# the loss is nearly quadratic, and have to end at the solution whatever it takes.
+_LENGTHS = 8
 
 
 class Generalization(NamedTuple):
@@ -128,6 +131,7 @@ def _score_fold(
             steps=steps,
             solver="newton",
             newton_steps=_NEWTON_STEPS,
+            lengths=_LENGTHS,
             tolerance=tolerance,
         )
         right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]

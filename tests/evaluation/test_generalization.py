@@ -43,10 +43,12 @@ def load(name):
 @pytest.fixture(scope="module")
 def score(phi2, tasks):
     """The scores under a class prior."""
-    space = inner_rows([phi2], normalised=True, precondition=True, directions=0, penalty=PENALTY)
     rows = jnp.arange(ROWS, dtype=jnp.int32).reshape(FOLDS, -1)
 
-    def run(prior):
+    def run(prior, penalty=PENALTY):
+        space = inner_rows(
+            [phi2], normalised=True, precondition=True, directions=0, penalty=penalty
+        )
         log_prior = jnp.asarray(np.log(prior), jnp.float32)
         done = []
         found = generalization.score(
@@ -118,6 +120,13 @@ def test_true_labels_generalise_and_random_ones_do_not(scores):
 
 def test_every_fit_ends_below_the_tolerance(scores):
     assert np.all(scores.residual < TOLERANCE)
+
+
+def test_fits_end_with_hardly_a_penalty(score):
+    # Full Newton steps overshoot here, and the loss grows without bound.
+    found = score(np.full(K, 1 / K), penalty=1e-8)
+    assert np.all(found.residual < TOLERANCE)
+    assert found.cv_accuracy[TRUE] > 0.9
 
 
 def test_all_tasks_are_scored_on_the_same_folds(scores):
