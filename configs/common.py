@@ -121,7 +121,7 @@ def _presets() -> config_dict.ConfigDict:
 
     # Outer steps.
     fast.search.steps, paper.search.steps = 150, 1000
-    # Rows of the random subset that a step looks at.
+    # Rows of the random subset that a step looks at, rounded down to equally many of each shard.
     fast.search.subset_size, paper.search.subset_size = 5000, 10000
     # Share of these rows that the inner fit sees; the held-out loss is taken on the others.
     fast.search.train_fraction, paper.search.train_fraction = 0.5, 0.9
@@ -138,7 +138,8 @@ def _presets() -> config_dict.ConfigDict:
     # Factor of the temperature.
     fast.search.anneal_temperature, paper.search.anneal_temperature = 0.5, 0.1
     # Virtual shards that the rows belong to, whatever the number of devices; a subset takes equally
-    # many rows from each. 1: any rows, as in the reference.
+    # many rows from each. Rounded down to a power of two, fewer where rows are few. 1: any rows, as
+    # in the reference.
     fast.search.shards, paper.search.shards = 64, 1
     # Weight eta of the entropy term.
     fast.search.entropy_weight, paper.search.entropy_weight = 10.0, 10.0

@@ -47,8 +47,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
-from torch import nn
+
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError as error:
+    if "--help" not in sys.argv:
+        sys.exit(f"error: {error}: pip install torch numpy scipy scikit-learn tqdm")
+    print(__doc__)
+    sys.exit(0)
 
 N_ROWS, D1, D2, N_CLASSES, SUBSET = 450, 64, 48, 5, 400
 USED_FILES = ("hume.py", "activations.py", "argparser.py")

@@ -1,4 +1,4 @@
-"""Finds the classes of a dataset from two representations of it, as a config file says.
+r"""Finds the classes of a dataset from two representations of it, as a config file says.
 
     python -m hume_jax.main --config=configs/quickstart.py
     python -m hume_jax.main --config=configs/stl10.py:transductive,phi2=clip --workdir=runs/stl10
@@ -9,6 +9,7 @@ Started again with the same command, a run goes on from where it stopped.
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -100,8 +101,12 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    print(results.table(summary))
-    print(f"\nresults, labels and plots: {Path(workdir).expanduser().resolve()}")
+    try:
+        print(results.table(summary))
+        print(f"\nresults, labels and plots: {Path(workdir).expanduser().resolve()}", flush=True)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; what is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _find_config(argv: list[str]) -> tuple[int, str]:
@@ -147,7 +152,7 @@ def _guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
 
 
 def run() -> None:
-    """The `hume_jax` command."""
+    """`python -m hume_jax.main`."""
     app.run(_guarded(main), flags_parser=_guarded(parse_flags))
 
 

@@ -47,6 +47,11 @@ def task_bytes(shape: Shape, settings: Search) -> int:
     return _FLOAT * (encoder + labels + solver)
 
 
+def result_bytes(tasks: int, rows: int, phi1: int, n_classes: int) -> int:
+    """Bytes of what is kept of all tasks: encoders, labels (also as int64), their agreement."""
+    return tasks * (_FLOAT * phi1 * n_classes + 3 * _FLOAT * rows + 4 * _FLOAT * tasks)
+
+
 def score_bytes(rows: int, columns: int, n_classes: int, tasks: int) -> int:
     """Bytes of the cross-validation of found tasks: the rows, those of a fold, the fits.
 

@@ -19,7 +19,7 @@ import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, planning, scoring, search_loop
 from hume_jax.core import aggregate, search
-from hume_jax.progress import duration
+from hume_jax.progress import count, duration
 from hume_jax.report import plots, results
 from hume_jax.representations import store
 from hume_jax.representations.prepare import InnerRows, inner_rows, joined_rows, space_statistics
@@ -54,10 +54,11 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     """
     began = time.perf_counter()
     config = config_lib.resolve(config)
-    finished = _finished(config, workdir)
+    files = store.open_files(config.data)
+    finished = _finished(config, files, workdir)
     if finished is not None:
         return finished
-    dataset = store.open_dataset(config.data)
+    dataset = store.scan_files(files)
     warnings = store.check_search(
         dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
     )
@@ -66,20 +67,24 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     plan = _plan(config, dataset, n)
     warnings += planning.clamped(config, n, plan.shape)
     with Workdir(workdir, config) as folder:
+        folder.check_data(store.fingerprint(dataset))
         for warning in warnings:
             logging.warning("%s", warning)
-        return _Run(config, dataset, folder, began).all(planning.keep_batches(plan, folder))
+        stages = _Run(config, dataset, folder, began)
+        return stages.all(planning.keep_batches(plan, folder))
 
 
 def _finished(
-    config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
+    config: config_dict.ConfigDict, files: store.Dataset, workdir: str | os.PathLike[str]
 ) -> dict[str, Any] | None:
-    """What a finished run found, whether or not its data are still there; or None."""
+    """What a finished run found, without a look at all values of its data; or None."""
+    folder = Path(workdir).expanduser().resolve()
     # Written last; its times stay those of the work.
-    done = Path(workdir).expanduser().resolve() / "results.json"
-    if not done.exists():
+    done = folder / "results.json"
+    if not (done.exists() and (folder / "labels.csv").exists()):
         return None
-    with Workdir(workdir, config):
+    with Workdir(workdir, config) as run_folder:
+        run_folder.check_data(store.fingerprint(files))
         logging.info("this run is finished; delete %s to score it again", done)
         return json.loads(done.read_text(encoding="utf-8"))
 
@@ -109,6 +114,9 @@ class _Run:
         self.kind: Kind = "rows" if config.encoder.normalise else "stored"
         self.statistics = space_statistics([split.phi1 for split in self.splits], self.kind)
         self.seconds: dict[str, float] = {}
+        if (folder.path / "batches.json").exists():
+            # What the process before this one took is not counted.
+            self.seconds["resumed"] = True
 
     def all(self, plan: search_loop.Plan) -> dict[str, Any]:
         """Every stage in order."""
@@ -136,9 +144,9 @@ class _Run:
         del rows, phi1, inner
         seconds = search_loop.estimate_seconds(plan, data)
         logging.info(
-            "searching %d tasks in %d %s: %d steps on subsets of %d + %d of %d rows, about %s "
-            "and the time to compile",
-            config.n_tasks, len(plan.batches), "batch" if len(plan.batches) == 1 else "batches",
+            "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
+            "to compile",
+            count(config.n_tasks, "task"), count(len(plan.batches), "batch", "batches"),
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
         outcome = search_loop.run(plan, data, np.log(self.prior), self.folder)
@@ -273,10 +281,11 @@ class _Run:
                 )
                 for method in sorted(methods)
             },
-            correlation=results.correlations(entries, "train" if len(self.splits) == 1 else "all"),
+            correlation=results.correlations(entries, results.compared_split(entries)),
             seconds=self.seconds,
             device=_device(),
             versions=_versions(),
+            class_prior=self.config.class_prior or None,
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
         )

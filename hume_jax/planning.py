@@ -50,6 +50,7 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
     )
     available = memory.available_bytes()
     size = batch_size(config.n_tasks, config.task_batch, shape, settings, available)
+    _check_results(config, n, phi1, available)
     _check_scoring(config, n, max(inner), available)
     tasks = tuple(range(config.n_tasks))
     return Plan(
@@ -61,6 +62,15 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
         config.log_every,
         config.checkpoint_seconds,
     )
+
+
+def _check_results(config: config_dict.ConfigDict, n: int, phi1: int, available: int) -> None:
+    needed = memory.result_bytes(config.n_tasks, n, phi1, config.n_classes)
+    if needed > 0.9 * available:
+        raise UserError(
+            f"encoders, labels and agreement of {config.n_tasks} tasks need about "
+            f"{needed / 2**30:.3g} GiB, {available / 2**30:.3g} GiB are free: lower n_tasks"
+        )
 
 
 def _check_scoring(config: config_dict.ConfigDict, n: int, columns: int, available: int) -> None:

@@ -134,6 +134,11 @@ class Progress:
         return True
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Returns `1 task`, `3 tasks` or, with `plural`, `2 batches`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Returns `42 s`, `3 min 05 s` or `2 h 05 min`."""
     whole = round(seconds)

@@ -13,7 +13,7 @@ from hume_jax.baselines.kmeans import STARTS, kmeans
 from hume_jax.baselines.probe import FITS, probe
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
-from hume_jax.progress import Progress
+from hume_jax.progress import Progress, count
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.store import Dataset, Split
 
@@ -38,7 +38,7 @@ def score_tasks(
     Returns:
       The fields of `generalization.Generalization`, (S,) float32 each.
     """
-    logging.info("scoring %d tasks by cross-validation", len(tasks))
+    logging.info("scoring %s by cross-validation", count(len(tasks), "task"))
     files = list(zip(*(split.phi2.arrays for split in splits), strict=True))
     rows = generalization.folds(tasks.shape[1], config.score.folds, config.score.rows, config.seed)
     batches = _batches(len(tasks), rows.size, config.n_classes)
@@ -118,8 +118,12 @@ def voters(
     if settings.select == "cv_accuracy":
         # Fewer classes are easier to predict, so only tasks with equally many are compared.
         tiers += 2 * (aggregate.class_counts(tasks, config.n_classes) == 0).sum(axis=1)
+    # Of two tasks both agree equally with the other.
     order = aggregate.rank(
-        scores[settings.select], tiers, highest_first=settings.select != "objective"
+        scores[settings.select],
+        tiers,
+        highest_first=settings.select != "objective",
+        ties=scores["objective"],
     )
     return np.sort(order[: max(1, round(settings.fraction * len(order)))])
 
@@ -137,6 +141,8 @@ def baselines(
     """
     found: dict[str, np.ndarray] = {}
     true = dataset.train.labels
+    # Without test labels its predictions could not be scored.
+    probed = true is not None and dataset.test is not None and dataset.test.labels is not None
     for name in ("phi1", "phi2"):
         train, test = _unit_rows(dataset, splits, name)
         united = test is not None and len(splits) == 2
@@ -154,7 +160,7 @@ def baselines(
         found[f"kmeans_{name}_train"] = labels[: len(train)]
         if more is not None:
             found[f"kmeans_{name}_test"] = more
-        if test is not None and true is not None:
+        if probed and test is not None and true is not None:
             with Progress(FITS, f"supervised probe in {name}") as progress:
                 predicted = probe(train, true, test, config.seed, done=progress.update)
             found[f"probe_{name}_test"] = predicted.labels

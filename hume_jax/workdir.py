@@ -26,6 +26,7 @@ from hume_jax.files import atomic_write
 
 # What a run writes. Where one of them stands without a config.json beside it, it is someone else's.
 _OWN_FILES = (
+    "data.json",
     "batches.json",
     "checkpoints",
     "metrics.jsonl",
@@ -110,6 +111,26 @@ class Workdir:
             self._lock.close()
             self._lock = None
 
+    def check_data(self, fingerprint: Mapping[str, Any]) -> None:
+        """Keeps in data.json which data the run works on, and holds a restart to it.
+
+        Args:
+          fingerprint: of the arrays, any nested values that JSON keeps.
+
+        Raises:
+          UserError: the run was begun with other data under the same names.
+        """
+        path = self.path / "data.json"
+        if not path.exists():
+            self.write_json(path.name, fingerprint)
+            return
+        changes = config_lib.difference(json.loads(path.read_text(encoding="utf-8")), fingerprint)
+        if changes:
+            raise UserError(
+                f"workdir {self.path} was begun with other data ({'; '.join(changes)}): "
+                "set --workdir to another folder, or put the arrays back"
+            )
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl; it is there for others to read when this returns."""
         if self._metrics is None:
@@ -186,7 +207,7 @@ class Workdir:
             return None
         manager = self._manager(name)
         steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps:
+        for i, step in enumerate(steps):
             try:
                 tree = manager.restore(step, args=ocp.args.StandardRestore(like))
             except _DAMAGED as error:
@@ -194,8 +215,10 @@ class Workdir:
                 # Orbax leaves its other reads of it to the garbage collector, where asyncio would
                 # report each; nothing else here uses asyncio.
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-                manager.delete(step)
                 continue
+            # Only now that another one is known to be good.
+            for damaged in steps[:i]:
+                manager.delete(damaged)
             return step, tree
         if steps:
             raise UserError(

@@ -228,7 +228,7 @@ def zeros(array):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (not_finite, r"phi2\.npy: 3 of 1000 values are NaN or infinite, the first in row 17 "),
+        (not_finite, r"phi2\.npy: 3 of 1000 values are NaN or infinite as .*the first in row 17 "),
         (identical, r"phi2\.npy: all 200 rows are identical, every column is constant"),
         (zeros, r"phi2\.npy: 3 of 200 rows have zero norm, more than 1 %"),
     ],
@@ -238,6 +238,44 @@ def test_bad_values(fails, folder, change, message):
     change(array)
     np.save(folder / "phi2.npy", array)
     assert re.search(message, fails(*ARRAYS))
+
+
+def test_more_tasks_than_fit_in_memory(fails):
+    many = ("--config.n_tasks=30000000", "--config.task_batch=30000000")
+    line = fails(*ARRAYS, *many)
+    assert re.search(r"a batch of 30000000 tasks needs about .* are free: set task_batch=\d", line)
+    line = fails(*ARRAYS, "--config.n_tasks=30000000")
+    assert re.search("encoders, labels and agreement of 30000000 tasks need about .* GiB", line)
+
+
+def test_what_is_odd_but_can_be_searched_is_said(command, folder):
+    """A subset larger than the data, constant columns, a row of zeros; and other arrays later."""
+    phi1, phi2 = (np.load(folder / f"{name}.npy") for name in ("phi1", "phi2"))
+    phi1[7], phi2[7], phi2[:, 1] = 0, 0, 0
+    np.save(folder / "phi1.npy", phi1)
+    np.save(folder / "phi2.npy", phi2)
+    short = ("--config.n_tasks=1", "--config.search.steps=1", "--noconfig.plots", "--workdir=run")
+    done = command(*ARRAYS, *short)
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "search.subset_size is 5000, there are 200 rows: a subset takes 200 of them",
+        "phi2.npy: 1 of 5 columns are constant",
+        "phi2.npy: 1 of 200 rows have zero norm",
+        "phi2.npy: 5 directions hold 1.0000 of the variance, 1 left out",
+        "searching 1 task in 1 batch",
+    ):
+        assert said in done.stderr
+    np.save(folder / "phi1.npy", phi1[::-1])
+    for _ in range(2):
+        again = command(*ARRAYS, *short)
+        assert again.returncode == 2
+        assert re.search(
+            r"error: workdir .*run was begun with other data \(data\.train\.phi1: .*"
+            r"\(200, 6\) float32 [0-9a-f]{16}.* -> .*set --workdir to another folder",
+            again.stderr,
+        )
+        # The same of a run that is not finished.
+        (folder / "run" / "results.json").unlink(missing_ok=True)
 
 
 # ---- the workdir

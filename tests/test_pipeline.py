@@ -392,9 +392,10 @@ def test_few_rows_lie_on_fewer_shards(n, subset, shards):
     assert planning.shard_count(config, n) == shards
 
 
-def test_a_finished_run_answers_without_its_arrays_and_their_memory(quickstart, monkeypatch):
+def test_a_finished_run_answers_at_once(quickstart, monkeypatch):
+    """Whatever memory is free, and without a pass over the arrays."""
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
-    monkeypatch.delattr(pipeline.store, "open_dataset")
+    monkeypatch.delattr(pipeline.store, "scan_files")
     assert (
         pipeline.run(config_lib.load("configs/testing.py"), quickstart.path) == quickstart.results
     )
@@ -424,6 +425,10 @@ def test_voters(select, members):
         "collapsed": np.array([True, False, False, select != "agreement"]),
     }
     np.testing.assert_array_equal(scoring.voters(config, tasks, scores), members)
+    # Where a score cannot tell tasks apart, the objective does.
+    if select == "agreement":
+        scores["agreement"][:] = 0.8
+        np.testing.assert_array_equal(scoring.voters(config, tasks, scores), [1, 3])
     # A collapsed task with all classes comes before one that lost a class.
     config.ensemble.fraction = 0.75
     if select == "cv_accuracy":

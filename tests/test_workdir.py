@@ -259,6 +259,20 @@ def test_checkpoints_that_cannot_be_read_at_all(tmp_path, config):
         workdir.save("search", 1, {"a": jnp.zeros(3)})
         with pytest.raises(UserError, match="no checkpoint in .* can be read: delete"):
             workdir.latest("search", {"b": jnp.zeros(3), "c": jnp.zeros(2)})
+        # None is deleted before another one is known to be good.
+        assert workdir.latest("search", {"a": jnp.ones(3)})[0] == 1
+
+
+def test_other_data_under_the_same_names_is_refused(tmp_path, config):
+    mine, theirs = ({"data.train.phi1": [f"(3, 2) float32 {digest}"]} for digest in ("ab", "cd"))
+    for _ in range(2):
+        with Workdir(tmp_path, config) as workdir:
+            workdir.check_data(mine)
+    with (
+        Workdir(tmp_path, config) as workdir,
+        pytest.raises(UserError, match=r"begun with other data \(data.train.phi1: .*ab.* -> .*cd"),
+    ):
+        workdir.check_data(theirs)
 
 
 def test_saving_a_step_twice_is_a_mistake(tmp_path, config):

@@ -296,7 +296,11 @@ def collapsed(
 
 
 def rank(
-    scores: np.ndarray, tiers: np.ndarray | None = None, *, highest_first: bool = False
+    scores: np.ndarray,
+    tiers: np.ndarray | None = None,
+    *,
+    highest_first: bool = False,
+    ties: np.ndarray | None = None,
 ) -> np.ndarray:
     """Orders tasks by a label-free score, within tiers that the score cannot lift a task out of.
 
@@ -306,13 +310,15 @@ def rank(
       tiers: (S,) bool or integers, the lowest come first: whether a task is collapsed, or for
         cross-validated accuracy, which fewer classes raise, the number of unused classes.
       highest_first: whether high scores are good.
+      ties: (S,) what decides between equal scores, lowest first.
 
     Returns:
       (S,) int64, tasks from best to worst; equal ones in their order.
     """
     keys = np.asarray(scores, np.float64)
     keys = np.where(np.isnan(keys), np.inf, -keys if highest_first else keys)
-    return np.lexsort((keys, np.zeros(len(keys), int) if tiers is None else np.asarray(tiers)))
+    same = np.zeros(len(keys), int)
+    return np.lexsort((same if ties is None else ties, keys, same if tiers is None else tiers))
 
 
 def duplicates(agreement: np.ndarray, threshold: float = 0.999) -> list[list[int]]:

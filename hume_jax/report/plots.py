@@ -26,7 +26,7 @@ from matplotlib.ticker import (
 )
 
 from hume_jax.files import atomic_write
-from hume_jax.report.results import SPLITS, best_task, describe
+from hume_jax.report.results import SPLITS, best_task, compared_split, describe
 
 _BLUE, _ORANGE, _INK, _GREY, _LIGHT = "#2f6690", "#d1611c", "#24292f", "#6e7781", "#d8dee4"
 _CELLS = LinearSegmentedColormap.from_list("cells", ["#ffffff", "#a9c6de", "#2f6690", "#163a59"])
@@ -79,7 +79,8 @@ def draw(
     tasks = results["tasks"]
     if rows:
         paths.append(folder / "curves.png")
-        draw_curves(paths[-1], rows, results["n_classes"], best=best_task(tasks, "objective"))
+        prior = results.get("class_prior") or [1 / results["n_classes"]] * results["n_classes"]
+        draw_curves(paths[-1], rows, prior, best=best_task(tasks, "objective"))
     split = scored_split(results)
     if any(task.get("objective") is not None for task in tasks):
         paths.append(folder / "objective.png")
@@ -101,19 +102,16 @@ def draw(
 def scored_split(results: Mapping[str, Any]) -> str | None:
     """Returns the split whose ACC tasks are compared on, None without labels.
 
-    It is the one the correlations were taken on, or else test, the union, train.
+    It is the one the correlations are taken on, see `results.compared_split`.
     """
-    stated = [entry.get("split") for entry in results.get("correlation", {}).values()]
-    for split in (*stated, "test", "all", "train"):
-        if split and any(split in task for task in results["tasks"]):
-            return str(split)
-    return None
+    split = compared_split(results["tasks"])
+    return split if any(split in task for task in results["tasks"]) else None
 
 
 def draw_curves(
     path: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]],
-    n_classes: int,
+    prior: Sequence[float],
     *,
     best: int | None = None,
 ) -> None:
@@ -123,8 +121,8 @@ def draw_curves(
       path: the PNG file.
       rows: of metrics.jsonl: ``step``, ``tasks`` and, in the same order, ``objective`` and
         ``entropy`` (nats) of each; ``learning_rate`` and ``temperature`` tell where both anneal.
-      n_classes: K; the entropy of even classes is log K.
-      best: a task to bring out, such as the one with the lowest final objective.
+      prior: (K,) share that each class should hold; its entropy is the one to reach.
+      best: a task to bring out, such as the one of the lowest objective on its hard labels.
     """
     with _figure(path, 8.0, 3.3) as figure:
         left, right = figure.subplots(1, 2)
@@ -148,10 +146,12 @@ def draw_curves(
             axes.margins(x=0.02)
             for step in _anneal_steps(rows):
                 axes.axvline(step, color=_GREY, linewidth=0.8, linestyle=_DOTTED, zorder=0)
-        limit = float(np.log(n_classes))
+        shares = np.asarray(prior, np.float64)
+        limit = float(-np.sum(shares * np.log(shares)))
+        even = bool(np.allclose(shares, shares[0]))
         right.axhline(limit, color=_GREY, linewidth=0.8, linestyle=_DASHED, zorder=0)
         right.annotate(
-            f"log {n_classes}",
+            f"log {len(shares)}" if even else "of the class prior",
             (0.99, limit),
             xycoords=right.get_yaxis_transform(),
             xytext=(0, 3),
@@ -197,6 +197,7 @@ def draw_objective(
                 color=_ORANGE,
                 fontsize=8.5,
             )
+        _frame(axes)
         if correlation:
             text = "    ".join(describe(correlation, kind) for kind in ("pearson", "spearman"))
             text = text.replace("-", "\N{MINUS SIGN}")
@@ -220,6 +221,7 @@ def draw_label_free(path: str | os.PathLike[str], tasks: Sequence[Mapping[str, A
         ):
             _scatter(axes, tasks, lambda task, key=key: task.get(key))
             axes.set(xlabel="objective (lower is better)", ylabel=name)
+            _frame(axes)
 
 
 def draw_confusion(
@@ -303,6 +305,17 @@ def _scatter(axes: Axes, tasks: Sequence[Mapping[str, Any]], score: Any) -> None
         axis.set_major_locator(MaxNLocator(6, steps=_ROUND))
 
 
+def _frame(axes: Axes) -> None:
+    """Keeps axes of nearly equal values from showing rounding, and shares below 1."""
+    low, high = axes.get_xlim()
+    centre, half = (low + high) / 2, (high - low) / 2
+    half = max(half, 0.01 * abs(centre))
+    axes.set_xlim(centre - half, centre + half)
+    low, high = axes.get_ylim()
+    centre, half = (low + high) / 2, max((high - low) / 2, 0.01)
+    axes.set_ylim(centre - half, min(centre + half, 1 + 0.05 * half))
+
+
 def _number_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
     size = 8.0 if max(counts.shape) <= 12 else 150 / max(counts.shape)
     for i, j in np.argwhere(counts > 0):
@@ -355,10 +368,20 @@ def _anneal_steps(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def _legend(axes: Axes, best: bool, anneals: bool) -> None:
     axes.plot([], [], color=_BLUE, alpha=0.6, linewidth=1.2, label="tasks")
     if best:
-        axes.plot([], [], color=_ORANGE, linewidth=1.6, label="best by final objective")
+        axes.plot([], [], color=_ORANGE, linewidth=1.6, label="best on hard labels")
     if anneals:
         axes.plot([], [], color=_GREY, linewidth=0.8, linestyle=_DOTTED, label="rate, T lowered")
-    axes.legend(fontsize=8.5, loc="upper right", facecolor="white", edgecolor="none", framealpha=1)
+    # Above the axes, where no curve runs.
+    axes.legend(
+        fontsize=8.5,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncol=3,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.4,
+        columnspacing=1.2,
+    )
 
 
 @contextmanager

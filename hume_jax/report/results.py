@@ -3,7 +3,8 @@
 Scores against true labels are absent, not null, where no labels were given. In a split's scores,
 the rows of ``confusion`` and the entries of ``recall`` follow the true labels in ascending order
 (``classes``, stated once, with the ensemble); column c of ``confusion`` is the found class that was
-matched to true class c, and further columns are found classes without a partner.
+matched to true class c, and further columns are found classes without a partner. ``found`` has the
+number of each column in labels.csv, -1 where a true class has no partner.
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy as np
 
 from hume_jax.evaluation import metrics
 from hume_jax.files import atomic_write
+from hume_jax.progress import count
 
 # Splits in the order in which they are shown; "all" is the union that a transductive run searches.
 SPLITS = ("train", "test", "all")
@@ -47,7 +49,8 @@ def score_splits(
       predicted: found classes of each split, (n,) integers.
       true: true labels of each split, (n,) integers; None or no entry where there are none.
       detail: None for the three scores alone; "task" adds recall and confusion matrix (the matrix
-        for at most 200 classes); "ensemble" adds recall, confusion matrix and the classes.
+        for at most 200 classes); "ensemble" adds recall, confusion matrix and the classes of its
+        rows and columns.
 
     Returns:
       For each split with labels ``acc``, ``ari``, ``nmi`` and what ``detail`` asks for.
@@ -64,7 +67,7 @@ def score_splits(
             if detail == "ensemble" or max(confusion.matrix.shape) <= _TASK_CONFUSION_CLASSES:
                 entry["confusion"] = confusion.matrix
             if detail == "ensemble":
-                entry["classes"] = confusion.classes
+                entry["classes"], entry["found"] = confusion.classes, confusion.predicted
         scores[split] = entry
     return scores
 
@@ -126,7 +129,8 @@ def assemble(
         label-free scores, and scores by split.
       baselines: ``kmeans_phi1``, ``kmeans_phi2``, ``probe_phi1``, ``probe_phi2``; scores by split.
       correlation: from ``correlations``.
-      seconds: ``total``, ``compile``, ``search``, ``score``.
+      seconds: ``total``, ``compile``, ``search``, ``score`` of this process; ``resumed`` where an
+        earlier one did part of the work.
       device: in words.
       versions: of the packages that compute.
       **added: further keys.
@@ -189,6 +193,16 @@ def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.
         file.write(to_csv(splits).encode())
 
 
+def compared_split(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Names the split on which the tasks' ACC is compared with their label-free scores.
+
+    What was searched: the union of a transductive run, else train; test where only its labels are
+    known.
+    """
+    there = (s for s in ("all", "train", "test") if any(s in task for task in tasks))
+    return next(there, "train")
+
+
 def comparable(tasks: Sequence[Mapping[str, Any]], key: str) -> list[int]:
     """Picks the tasks between which a label-free score may be compared.
 
@@ -209,21 +223,24 @@ def comparable(tasks: Sequence[Mapping[str, Any]], key: str) -> list[int]:
 def best_task(tasks: Sequence[Mapping[str, Any]], key: str) -> int | None:
     """Picks a task by one label-free score, as a user without labels would.
 
-    Collapsed tasks are passed over if there are others.
+    Collapsed tasks are passed over if there are others; of equal scores the lower objective counts.
 
     Args:
       tasks: entries as in results.json.
       key: one of ``LABEL_FREE``.
 
     Returns:
-      The task's index, the first of equal ones; None where no task has the score.
+      The task's index; None where no task has the score.
     """
     highest = {name: high for name, _, high in LABEL_FREE}[key]
     scored = comparable(tasks, key)
     sound = [i for i in scored if not tasks[i].get("collapsed")] or scored
     if not sound:
         return None
-    return min(sound, key=lambda i: -tasks[i][key] if highest else tasks[i][key])
+    return min(
+        sound,
+        key=lambda i: (-tasks[i][key] if highest else tasks[i][key], tasks[i].get("objective", 0)),
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -245,7 +262,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _headline(results: Mapping[str, Any]) -> str:
     tasks = results["tasks"]
-    parts = [f"{results['setting']}, {results['n_classes']} classes, {_count(len(tasks), 'task')}"]
+    parts = [f"{results['setting']}, {results['n_classes']} classes, {count(len(tasks), 'task')}"]
     lost = sum(bool(task.get("collapsed")) for task in tasks)
     if lost:
         parts.append(f"{lost} collapsed")
@@ -253,7 +270,8 @@ def _headline(results: Mapping[str, Any]) -> str:
     if same:
         parts.append(f"{same} the same as another")
     if "total" in results["seconds"]:
-        parts.append(f"{results['seconds']['total']:.0f} s on {results['device']}")
+        restarted = " since the restart" if results["seconds"].get("resumed") else ""
+        parts.append(f"{results['seconds']['total']:.0f} s{restarted} on {results['device']}")
     return ", ".join(parts)
 
 
@@ -318,7 +336,7 @@ def _correlation_lines(correlation: Mapping[str, Any]) -> list[str]:
     if not there:
         return []
     first = there[0][1]
-    lines = [f"correlation with ACC on {first['split']} over {_count(first['n'], 'task')}:"]
+    lines = [f"correlation with ACC on {first['split']} over {count(first['n'], 'task')}:"]
     for name, entry in there:
         figures = "   ".join(describe(entry, kind) for kind in ("pearson", "spearman"))
         lines.append(f"  {name:<13}{figures}")
@@ -346,10 +364,6 @@ def _over_tasks(
 def _deviation(values: Sequence[float]) -> float:
     """Computes the standard deviation of a sample."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _cell(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """Checks of one array on disk: the header before anything is read, then the values."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hume_jax.errors import UserError
 
 # About what one block of rows takes as float32.
 _BLOCK_BYTES = 16 * 2**20
+_DIGEST_ROWS = 256
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -137,10 +139,17 @@ def scan(path: Path, array: np.ndarray) -> Scan:
         varies |= (block != first).any(axis=0)
     if bad:
         raise UserError(
-            f"{path}: {bad} of {array.size} values are NaN or infinite, the first in row {bad_row} "
-            "(counted from 0): drop these rows from all files or encode them again"
+            f"{path}: {bad} of {array.size} values are NaN or infinite as float32, the first in "
+            f"row {bad_row} (counted from 0): drop these rows from all files or encode them again"
         )
     return Scan(zero_rows, ~varies, first)
+
+
+def digest(array: np.ndarray) -> str:
+    """Names an array by its shape, dtype and a hash of up to 256 rows spread over it."""
+    rows = np.unique(np.linspace(0, len(array) - 1, _DIGEST_ROWS).astype(int))
+    content = hashlib.sha256(np.ascontiguousarray(array[rows]).tobytes())
+    return f"{array.shape} {array.dtype} {content.hexdigest()[:16]}"
 
 
 def constant_columns(*arrays: np.ndarray) -> np.ndarray:

@@ -72,8 +72,39 @@ def open_dataset(data: Any) -> Dataset:
       UserError: files missing (all of them are named), not arrays of numbers, of the wrong shape
         or dtype, of differing row counts, NaN or infinite values, or labels that do not fit.
     """
-    train, test = open_files(data)
+    return scan_files(open_files(data))
+
+
+def scan_files(dataset: Dataset) -> Dataset:
+    """Checks the values of a dataset whose files are open, see `open_dataset`."""
+    train, test = dataset
     return Dataset(_scan_split(train), None if test is None else _scan_split(test))
+
+
+def fingerprint(dataset: Dataset) -> dict[str, list[str]]:
+    """Says which data a dataset holds: shape, dtype and a digest of some rows of every file.
+
+    Rows spread evenly over the file are read, so it takes no time, and other samples or another
+    order of them are seen; a change of single values may not be.
+
+    Args:
+      dataset: as opened.
+
+    Returns:
+      A text for each file, under the config field that names it.
+    """
+    found = {}
+    for name in ("train", "test"):
+        split = getattr(dataset, name)
+        if split is not None:
+            labels = () if split.labels is None else (split.labels,)
+            for field, arrays in (
+                ("phi1", split.phi1.arrays),
+                ("phi2", split.phi2.arrays),
+                ("labels", labels),
+            ):
+                found[f"data.{name}.{field}"] = [checks.digest(array) for array in arrays]
+    return found
 
 
 def open_files(data: Any) -> Dataset:

@@ -302,5 +302,7 @@ def test_rank_keeps_to_tiers() -> None:
     collapsed = np.array([False, True, False, False, True])
     np.testing.assert_array_equal(aggregate.rank(scores, collapsed), [3, 0, 2, 1, 4])
     np.testing.assert_array_equal(aggregate.rank(scores, highest_first=True), [0, 3, 4, 1, 2])
+    ties = np.array([0, 0, 0, 2, 1])
+    np.testing.assert_array_equal(aggregate.rank(scores, ties=ties), [1, 4, 3, 0, 2])
     unused = np.array([2, 0, 1, 0, 1])
     np.testing.assert_array_equal(aggregate.rank(scores, unused), [1, 3, 4, 2, 0])

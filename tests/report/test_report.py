@@ -127,6 +127,8 @@ def test_score_splits_gives_the_scores_of_metrics() -> None:
     np.testing.assert_allclose(entry["recall"], [1, 2 / 3, 1])
     np.testing.assert_array_equal(entry["confusion"], [[2, 0, 0], [0, 2, 1], [0, 0, 1]])
     np.testing.assert_array_equal(entry["classes"], [-1, 4, 9])
+    # Columns of the confusion matrix, as labels.csv numbers them.
+    np.testing.assert_array_equal(entry["found"], [2, 0, 1])
 
 
 def test_score_splits_leaves_out_what_has_no_labels() -> None:
@@ -164,7 +166,7 @@ def test_results_have_the_keys_of_the_contract() -> None:
     ]
     assert run["duplicates"] == []
     for split in ("train", "test"):
-        assert {"acc", "ari", "nmi", "recall", "confusion", "classes"} == set(
+        assert {"acc", "ari", "nmi", "recall", "confusion", "classes", "found"} == set(
             run["ensemble"][split]
         )
     assert "all" not in run["ensemble"]
@@ -344,6 +346,16 @@ def test_best_task_passes_over_collapsed_ones_and_compares_like_with_like() -> N
     assert results.best_task(tasks, "agreement") is None
     assert results.best_task(tasks[:1], "objective") == 0
     assert results.best_task([], "objective") is None
+    # Two tasks agree equally with each other.
+    pair = [{"objective": value, "agreement": 0.7} for value in (0.5, 0.4)]
+    assert results.best_task(pair, "agreement") == 1
+
+
+def test_compared_split() -> None:
+    tasks = [{"objective": 0.1, "train": {}, "test": {}}]
+    assert results.compared_split(tasks) == "train"
+    assert results.compared_split([{"test": {}}]) == "test"
+    assert results.compared_split([{"train": {}, "test": {}, "all": {}}]) == "all"
 
 
 # ---------------------------------------------------------------------- plots
@@ -387,7 +399,7 @@ def test_draw_without_metrics_or_scores(tmp_path: Path) -> None:
 def test_curves_show_every_task_and_mark_the_anneals(tmp_path: Path, figures: list[Figure]) -> None:
     rows = make_rows()
     rows[3]["objective"][1] = None
-    plots.draw_curves(tmp_path / "curves.png", rows, 5, best=4)
+    plots.draw_curves(tmp_path / "curves.png", rows, [0.2] * 5, best=4)
     left, right = figures[0].axes
     steps = np.arange(10, 101, 10)
     curves = [line for line in left.lines if len(line.get_xdata()) == len(steps)]
@@ -401,11 +413,30 @@ def test_curves_show_every_task_and_mark_the_anneals(tmp_path: Path, figures: li
     assert right.get_ylim()[1] > np.log(5)
 
 
+def test_curves_show_the_entropy_of_the_class_prior(tmp_path: Path, figures: list[Figure]) -> None:
+    run = make_run() | {"class_prior": [0.6, 0.1, 0.1, 0.1, 0.1]}
+    plots.draw(tmp_path, run, make_rows())
+    limit = -0.6 * np.log(0.6) - 0.4 * np.log(0.1)
+    levels = [line.get_ydata() for line in figures[0].axes[1].lines]
+    assert any(np.allclose(level, limit) for level in levels if len(level) == 2)
+    assert "of the class prior" in texts(figures[0])
+
+
+def test_axes_of_equal_tasks_show_no_rounding(tmp_path: Path, figures: list[Figure]) -> None:
+    task = {"objective": 0.04, "test": {"acc": 0.999}}
+    plots.draw_objective(tmp_path / "a.png", [task, task], "test", None, 0.999)
+    (axes,) = figures[0].axes
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert right - left >= 0.0008 - 1e-9
+    assert high - low >= 0.01
+    assert high <= 1.01
+
+
 def test_curves_of_a_negative_objective_stay_linear(tmp_path: Path, figures: list[Figure]) -> None:
     rows = make_rows()
     for row in rows:
         row["objective"] = [value - 23 for value in row["objective"]]
-    plots.draw_curves(tmp_path / "curves.png", rows[:1], 5)
+    plots.draw_curves(tmp_path / "curves.png", rows[:1], [0.2] * 5)
     assert figures[0].axes[0].get_yscale() == "linear"
 
 

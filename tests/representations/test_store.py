@@ -252,7 +252,7 @@ def test_float64_beyond_float32(folder, arrays):
     wide = arrays["phi1"].astype(np.float64)
     wide[3, 3] = 1e200
     np.save("phi1_train.npy", wide)
-    fails("1 of .* values are NaN or infinite, the first in row 3")
+    fails("1 of .* values are NaN or infinite as float32, the first in row 3")
 
 
 def test_large_but_finite_values_are_not_called_infinite(folder, arrays):
