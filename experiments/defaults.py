@@ -1,6 +1,8 @@
 """How the preset `fast` was chosen: settings side by side, by scores without labels.
 
     python experiments/defaults.py --out=runs/defaults
+    python experiments/defaults.py --config=experiments/datasets/imagenette.py \
+        --variants default "T 0.1" "T 0.4" "rate 0.1" --out=runs/defaults_imagenette
 
 One factor at a time from the default, each a run of `python -m hume_jax.main`. The choice goes by
 the mean agreement of the tasks and the objective of the best one (on hard labels, so that settings
@@ -60,12 +62,16 @@ def main(arguments: Sequence[str]) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     figures.add_config(parser, "configs/quickstart.py")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
+        help=f"of {', '.join(VARIANTS)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
     options = parser.parse_args(arguments)
     head = ["setting", "mean agreement", "best objective", "single tasks, train ACC"]
     head += ["ensemble, train ACC", "test ACC", "search, s"]
     rows = []
-    for name in VARIANTS:
+    for name in options.variants:
         entry = run(name, options)
         stored = options.out / "figures.json"
         figures.write_json(stored, {**figures.read_json(stored), name: entry})
