@@ -226,18 +226,20 @@ def zeros(array):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change", "message"),
     [
-        (not_finite, r"phi2\.npy: 3 of 1000 values are NaN or infinite as .*the first in row 17 "),
-        (identical, r"phi2\.npy: all 200 rows are identical, every column is constant"),
-        (zeros, r"phi2\.npy: 3 of 200 rows have zero norm, more than 1 %"),
+        ("phi2", not_finite, r": 3 of 1000 values are NaN or infinite .*the first in row 17 "),
+        ("phi1", identical, r": all 200 rows are identical, every column is constant"),
+        ("phi2", identical, r": all 200 rows are identical, every column is constant"),
+        ("phi1", zeros, r": 3 of 200 rows have zero norm, more than 1 %"),
+        ("phi2", zeros, r": 3 of 200 rows have zero norm, more than 1 %"),
     ],
 )
-def test_bad_values(fails, folder, change, message):
-    array = np.load(folder / "phi2.npy")
+def test_bad_values(fails, folder, name, change, message):
+    array = np.load(folder / f"{name}.npy")
     change(array)
-    np.save(folder / "phi2.npy", array)
-    assert re.search(message, fails(*ARRAYS))
+    np.save(folder / f"{name}.npy", array)
+    assert re.search(rf"{name}\.npy{message}", fails(*ARRAYS))
 
 
 def test_more_tasks_than_fit_in_memory(fails):
