@@ -39,7 +39,12 @@ def command(folder, repository):
         return subprocess.run(
             [sys.executable, "-m", "hume_jax.main", *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(repository)},
+            # As `quickly_compiled` compiles: the few commands that get so far have little to do.
+            env={
+                **os.environ,
+                "PYTHONPATH": str(repository),
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            },
             capture_output=True,
             text=True,
             timeout=300,

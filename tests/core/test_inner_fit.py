@@ -10,6 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from hume_jax.core import inner_fit
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def _problem(rng, n=300, d=12, k=4, decay=1.0):
     """Rows with a constant column, their Gram matrix, and soft labels."""

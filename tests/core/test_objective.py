@@ -9,6 +9,8 @@ import pytest
 from hume_jax.core import inner_fit, objective
 from hume_jax.core.inner_fit import InnerFit
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def _subset(problem: oracles.Problem, spaces: int = 1) -> objective.Subset:
     x_train, x_test = (

@@ -12,6 +12,8 @@ import hume_jax
 from hume_jax.evaluation import generalization
 from hume_jax.representations.prepare import inner_rows
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ROWS, FOLDS, K = 600, 3, 10
 PENALTY, TOLERANCE, ETA = 1e-3, 1e-4, 10.0
 TRUE, RANDOM, AGAIN, UNEVEN = range(4)

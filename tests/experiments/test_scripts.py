@@ -18,6 +18,8 @@ from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture
 def arrays(rng, tmp_path):
