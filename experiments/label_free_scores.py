@@ -1,7 +1,7 @@
 """How well the label-free scores of tasks tell which task is accurate.
 
-    python experiments/real_data.py --out=runs/tasks32 -- --config.n_tasks=32
-    python experiments/label_free_scores.py runs/tasks32/*/ --out=runs/tasks32/label_free.json
+    python experiments/real_data.py --out=runs/imagenette32 -- --config.n_tasks=32
+    python experiments/label_free_scores.py runs/imagenette32/*/ --out=runs/label_free.json
 
 Takes the workdirs of finished runs (32 tasks or more make the intervals useful; a folder without a
 results.json is an error) and prints a Markdown table, a row for each run and score:

@@ -7,7 +7,7 @@
 Each run is the command a user would type, `python -m hume_jax.main`, in a process of its own; flags
 of the config stand behind a lone `--`:
 
-    python experiments/real_data.py --out=runs/tasks32 -- --config.n_tasks=32
+    python experiments/real_data.py --out=runs/imagenette32 -- --config.n_tasks=32
 
 Prints three Markdown tables: the ensemble's scores (mean ± standard deviation over seeds), k-means
 and the supervised probe in each space, seconds and peak memory. The same figures are in
