@@ -107,8 +107,8 @@ def build(config: config_dict.ConfigDict) -> Problem:
     data = search.make_data(
         phi1, [(space.x, space.penalty) for space in inner], planning.shard_count(config, n)
     )
-    prior = config.class_prior or (1 / config.n_classes,) * config.n_classes
-    return Problem(data, plan.settings, np.log(prior).astype(np.float32), n)
+    log_prior = np.log(planning.class_prior(config)).astype(np.float32)
+    return Problem(data, plan.settings, log_prior, n)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ import figures
 import numpy as np
 from ml_collections import config_dict
 
-from hume_jax import scoring
+from hume_jax import planning, scoring
 from hume_jax.errors import UserError
 from hume_jax.representations import store
 
@@ -52,7 +52,7 @@ def compare(folder: pathlib.Path, penalties: Sequence[float] | None) -> dict[str
     for name in ("config.json", "labels.csv"):
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}: give the workdirs of finished runs")
-    config = config_dict.ConfigDict(_tuples(figures.read_json(folder / "config.json")))
+    config = config_dict.ConfigDict(figures.read_json(folder / "config.json"))
     splits = store.search_splits(store.open_dataset(config.data), config.setting)
     given = [split.labels for split in splits if split.labels is not None]
     if len(given) < len(splits):
@@ -61,11 +61,11 @@ def compare(folder: pathlib.Path, penalties: Sequence[float] | None) -> dict[str
     if len(classes) > config.n_classes:
         raise UserError(f"{folder}: {len(classes)} classes given, {config.n_classes} searched")
     tasks = np.stack([numbers, _found(folder, config.setting)]).astype(np.int32)
-    prior = config.class_prior or (1 / config.n_classes,) * config.n_classes
+    log_prior = np.log(planning.class_prior(config))
     figures_at = {}
     for penalty in penalties or (config.score.penalty,):
         config.score.penalty = penalty
-        scores = scoring.score_tasks(config, splits, tasks, np.log(prior))
+        scores = scoring.score_tasks(config, splits, tasks, log_prior)
         figures_at[f"{penalty:g}"] = {
             name: {score: float(scores[score][i]) for score in SCORES}
             for i, name in enumerate(NAMES)
@@ -79,13 +79,6 @@ def _found(folder: pathlib.Path, setting: str) -> list[int]:
         rows = list(csv.DictReader(file))
     searched = ("train",) if setting == "inductive" else ("train", "test")
     return [int(row["label"]) for split in searched for row in rows if row["split"] == split]
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as JSON has them become the tuples of a resolved config."""
-    if isinstance(value, dict):
-        return {name: _tuples(entry) for name, entry in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def main(arguments: Sequence[str]) -> None:

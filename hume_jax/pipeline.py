@@ -7,7 +7,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +54,8 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     began = time.perf_counter()
     config = config_lib.resolve(config)
     files = store.open_files(config.data)
-    finished = _finished(config, files, workdir)
+    folder = Workdir(workdir, config)
+    finished = _finished(folder, files)
     if finished is not None:
         return finished
     dataset = store.scan_files(files)
@@ -66,7 +66,7 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     n = sum(split.n for split in store.search_splits(dataset, config.setting))
     plan = _plan(config, dataset, n)
     warnings += planning.clamped(config, n, plan.shape)
-    with Workdir(workdir, config) as folder:
+    with folder:
         folder.check_data(store.fingerprint(dataset))
         for warning in warnings:
             logging.warning("%s", warning)
@@ -74,17 +74,14 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
         return stages.all(planning.keep_batches(plan, folder))
 
 
-def _finished(
-    config: config_dict.ConfigDict, files: store.Dataset, workdir: str | os.PathLike[str]
-) -> dict[str, Any] | None:
+def _finished(folder: Workdir, files: store.Dataset) -> dict[str, Any] | None:
     """What a finished run found, without a look at all values of its data; or None."""
-    folder = Path(workdir).expanduser().resolve()
     # Written last; its times stay those of the work.
-    done = folder / "results.json"
-    if not (done.exists() and (folder / "labels.csv").exists()):
+    done = folder.path / "results.json"
+    if not (done.exists() and (folder.path / "labels.csv").exists()):
         return None
-    with Workdir(workdir, config) as run_folder:
-        run_folder.check_data(store.fingerprint(files))
+    with folder:
+        folder.check_data(store.fingerprint(files))
         logging.info("this run is finished; delete %s to score it again", done)
         return json.loads(done.read_text(encoding="utf-8"))
 
@@ -109,8 +106,7 @@ class _Run:
         self.config, self.dataset, self.folder, self.began = config, dataset, folder, began
         self.splits = store.search_splits(dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
-        prior = config.class_prior or (1 / config.n_classes,) * config.n_classes
-        self.prior = np.asarray(prior, np.float64)
+        self.prior = planning.class_prior(config)
         self.kind: Kind = "rows" if config.encoder.normalise else "stored"
         self.statistics = space_statistics([split.phi1 for split in self.splits], self.kind)
         self.seconds: dict[str, float] = {}

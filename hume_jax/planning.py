@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
@@ -15,6 +16,13 @@ from hume_jax.workdir import Workdir
 
 # Fewest rows of a virtual shard, and of a subset drawn from it: below these, fewer shards are used.
 _SHARD_ROWS, _SHARD_DRAW = 32, 16
+# Share of the free memory that is planned with: the estimates are some, and others use memory too.
+_USABLE = 0.9
+
+
+def class_prior(config: config_dict.ConfigDict) -> np.ndarray:
+    """The class prior of a resolved config, ``(K,)`` float64; uniform where none is given."""
+    return np.asarray(config.class_prior or (1 / config.n_classes,) * config.n_classes, np.float64)
 
 
 def shard_count(config: config_dict.ConfigDict, n: int) -> int:
@@ -50,8 +58,19 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
     )
     available = memory.available_bytes()
     size = batch_size(config.n_tasks, config.task_batch, shape, settings, available)
-    _check_results(config, n, phi1, available)
-    _check_scoring(config, n, max(inner), available)
+    _check_fits(
+        f"encoders, labels and agreement of {config.n_tasks} tasks need",
+        memory.result_bytes(config.n_tasks, n, phi1, config.n_classes),
+        available,
+        "lower n_tasks",
+    )
+    scored = min(config.score.rows, n)
+    _check_fits(
+        f"scoring on {scored} rows needs",
+        memory.score_bytes(scored, max(inner), config.n_classes, config.n_tasks),
+        available,
+        "lower score.rows",
+    )
     tasks = tuple(range(config.n_tasks))
     return Plan(
         settings,
@@ -64,22 +83,10 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
     )
 
 
-def _check_results(config: config_dict.ConfigDict, n: int, phi1: int, available: int) -> None:
-    needed = memory.result_bytes(config.n_tasks, n, phi1, config.n_classes)
-    if needed > 0.9 * available:
+def _check_fits(what: str, needed: int, available: int, advice: str) -> None:
+    if needed > _USABLE * available:
         raise UserError(
-            f"encoders, labels and agreement of {config.n_tasks} tasks need about "
-            f"{needed / 2**30:.3g} GiB, {available / 2**30:.3g} GiB are free: lower n_tasks"
-        )
-
-
-def _check_scoring(config: config_dict.ConfigDict, n: int, columns: int, available: int) -> None:
-    rows = min(config.score.rows, n)
-    needed = memory.score_bytes(rows, columns, config.n_classes, config.n_tasks)
-    if needed > 0.9 * available:
-        raise UserError(
-            f"scoring on {rows} rows needs about {needed / 2**30:.3g} GiB, "
-            f"{available / 2**30:.3g} GiB are free: lower score.rows"
+            f"{what} about {needed / 2**30:.3g} GiB, {available / 2**30:.3g} GiB are free: {advice}"
         )
 
 
@@ -151,8 +158,7 @@ def batch_size(
       UserError: it does not fit; the estimate and the size that fits are named.
     """
     fixed, each = memory.data_bytes(shape), memory.task_bytes(shape, settings)
-    # A tenth stays free: the estimate is one, and others use memory too.
-    fitting = max(0, int((0.9 * available - fixed) // each))
+    fitting = max(0, int((_USABLE * available - fixed) // each))
     size = min(asked, tasks) if asked else min(tasks, max(1, fitting))
     if size > fitting:
         advice = (

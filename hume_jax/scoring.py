@@ -142,7 +142,7 @@ def baselines(
     found: dict[str, np.ndarray] = {}
     true = dataset.train.labels
     # Without test labels its predictions could not be scored.
-    probed = true is not None and dataset.test is not None and dataset.test.labels is not None
+    probed = dataset.test is not None and dataset.test.labels is not None
     for name in ("phi1", "phi2"):
         train, test = _unit_rows(dataset, splits, name)
         united = test is not None and len(splits) == 2

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
 os.environ["MPLBACKEND"] = "Agg"
@@ -54,6 +54,18 @@ def shared() -> pathlib.Path:
             f"needs the datasets of {folder / 'data'}, which are not part of the repository"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_objects() -> Callable[[pathlib.Path | str, tuple[int, ...]], None]:
+    """Writes what `np.save` makes of Python objects up to their pickle, which nothing may read."""
+
+    def save(path: pathlib.Path | str, shape: tuple[int, ...]) -> None:
+        header = {"descr": "|O", "fortran_order": False, "shape": shape}
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+
+    return save
 
 
 @pytest.fixture

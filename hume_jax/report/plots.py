@@ -81,7 +81,7 @@ def draw(
         paths.append(folder / "curves.png")
         prior = results.get("class_prior") or [1 / results["n_classes"]] * results["n_classes"]
         draw_curves(paths[-1], rows, prior, best=best_task(tasks, "objective"))
-    split = scored_split(results)
+    split = compared_split(tasks)
     if any(task.get("objective") is not None for task in tasks):
         paths.append(folder / "objective.png")
         if split is None:
@@ -97,15 +97,6 @@ def draw(
         paths.append(folder / "confusion.png")
         draw_confusion(paths[-1], entry["confusion"], entry.get("classes"), split, entry["acc"])
     return paths
-
-
-def scored_split(results: Mapping[str, Any]) -> str | None:
-    """Returns the split whose ACC tasks are compared on, None without labels.
-
-    It is the one the correlations are taken on, see `results.compared_split`.
-    """
-    split = compared_split(results["tasks"])
-    return split if any(split in task for task in results["tasks"]) else None
 
 
 def draw_curves(

@@ -73,13 +73,13 @@ def score_splits(
 
 
 def correlations(
-    tasks: Sequence[Mapping[str, Any]], split: str, seed: int = 0
+    tasks: Sequence[Mapping[str, Any]], split: str | None, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Correlates each label-free score with ACC over the tasks.
 
     Args:
       tasks: entries as in results.json.
-      split: the one whose ACC is taken.
+      split: the one whose ACC is taken; None if there is none, which gives no entries.
       seed: of the bootstrap.
 
     Returns:
@@ -92,7 +92,7 @@ def correlations(
         points = [
             (tasks[i][key], tasks[i][split]["acc"])
             for i in comparable(tasks, key)
-            if split in tasks[i]
+            if split is not None and split in tasks[i]
         ]
         if points:
             scores, accuracies = np.array(points, np.float64).T
@@ -193,14 +193,14 @@ def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.
         file.write(to_csv(splits).encode())
 
 
-def compared_split(tasks: Sequence[Mapping[str, Any]]) -> str:
+def compared_split(tasks: Sequence[Mapping[str, Any]]) -> str | None:
     """Names the split on which the tasks' ACC is compared with their label-free scores.
 
     What was searched: the union of a transductive run, else train; test where only its labels are
-    known.
+    known. None without labels.
     """
     there = (s for s in ("all", "train", "test") if any(s in task for task in tasks))
-    return next(there, "train")
+    return next(there, None)
 
 
 def comparable(tasks: Sequence[Mapping[str, Any]], key: str) -> list[int]:

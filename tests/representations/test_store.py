@@ -181,14 +181,13 @@ def test_broken_link_in_place_of_a_file(folder):
     fails("data.test.phi2=link.npy, which is a broken link to gone.npy", test_phi2="link.npy")
 
 
-def test_object_arrays(folder):
-    ragged = np.array([[1.0], [1.0, 2.0]], dtype=object)
-    np.save("phi1_train.npy", ragged, allow_pickle=True)
+def test_object_arrays(folder, save_objects):
+    save_objects("phi1_train.npy", (2,))
     assert "phi1_train.npy" in fails("holds Python objects .*float32")
 
 
-def test_object_labels_have_their_own_hint(folder):
-    np.save("labels_train.npy", np.array([0] * N, dtype=object), allow_pickle=True)
+def test_object_labels_have_their_own_hint(folder, save_objects):
+    save_objects("labels_train.npy", (N,))
     assert "float" not in fails("labels_train.npy holds Python objects .* one integer for each")
 
 
