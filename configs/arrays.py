@@ -1,4 +1,4 @@
-"""Your own arrays: two .npy files with one row for each sample, in the same order.
+"""Your own arrays: two files with one row for each sample, in the same order.
 
     python -m hume_jax.main --config=configs/arrays.py --config.n_classes=10 \
         --config.data.train.phi1=a.npy --config.data.train.phi2=b.npy

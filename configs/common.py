@@ -4,9 +4,20 @@ A field that is `None` here is filled in from `presets.fast` or `presets.paper`,
 names; a value set in a config file or by a flag (`--config.search.steps=400`) wins over both.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from ml_collections import config_dict
 
 from hume_jax.config import PATHS
+
+_PAPER_ENCODERS = {"dino": "dinov2_vitg14", "clip": "clip_vit_l14", "bit": "bit_m_r50x1"}
+# Variants of the configs of the paper's datasets, beside `setting` and `preset`.
+PAPER_VARIANTS: dict[str, tuple[str, ...]] = {
+    "phi2": tuple(_PAPER_ENCODERS),
+    "data": ("authors", "images"),
+    "files": (),
+}
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -29,6 +40,8 @@ def get_config() -> config_dict.ConfigDict:
     # Seed of every random number of the run.
     config.seed = 0
 
+    config.images = _images()
+    config.encode = _encode()
     config.data = _data()
     presets = _presets()
     config.encoder = _open_fields(presets, "encoder")
@@ -56,17 +69,39 @@ def get_config() -> config_dict.ConfigDict:
     return config.lock()
 
 
-def use_authors_files(config: config_dict.ConfigDict, files: str, phi2: str) -> None:
-    """Points the data fields at the arrays that the paper's authors published.
+def use_paper_data(
+    config: config_dict.ConfigDict,
+    variant: Mapping[str, str],
+    *,
+    files: str,
+    train: str,
+    test: str,
+    label: str = "",
+) -> None:
+    """Points the data fields at the authors' arrays, or the image fields at the dataset itself.
 
-    Their archive unpacks to a folder `data`:
-    https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip
+    The authors' archive, https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip, unpacks to a
+    folder `data`. Without it here, the images are encoded by the published models that are nearest
+    to theirs: MoCo v2 of ImageNet (theirs saw the dataset itself, without labels) and the model
+    that the variant `phi2` names.
 
     Args:
       config: changed in place.
-      files: what the names of the dataset's files start with, e.g. `cifar10`.
-      phi2: folder of the second space, `dino`, `clip` or `bit`.
+      variant: which of `PAPER_VARIANTS` are given.
+      files: what the names of the authors' files start with, e.g. `cifar10`.
+      train: images of the train split, e.g. `tfds:cifar10/train`.
+      test: images of the test split.
+      label: which labels of the images, where there are several.
     """
+    phi2 = variant.get("phi2", "dino")
+    here = Path("data/representations").is_dir() or "files" in variant
+    if variant.get("data", "authors" if here else "images") == "images":
+        config.images.train, config.images.test, config.images.label = train, test, label
+        # The authors' arrays of MoCo are of unit norm, those of the others are not.
+        config.encode.phi1 = "moco_v2_r50:unit_norm"
+        config.encode.phi2 = _PAPER_ENCODERS[phi2]
+        return
+    files = variant.get("files", files)
     for split in ("train", "test"):
         fields = config.data[split]
         fields.phi1 = f"data/representations/mocov2/{files}{split}_l2.npy"
@@ -78,16 +113,53 @@ def _data() -> config_dict.ConfigDict:
     data = config_dict.ConfigDict()
     for split in ("train", "test"):
         fields = data[split] = config_dict.ConfigDict()
-        # The space that the labelling is linear in: an .npy file of shape (n, d1), float16 or
-        # float32 (float64 is read as float32), rows in the dataset's order. A tuple of files is
-        # joined column by column.
+        # The space that the labelling is linear in: an array of shape (n, d1), float16 or float32
+        # (float64 is read as float32), rows in the dataset's order; an .npy file or one of the
+        # other formats of docs/recipes.md. A tuple of files is joined column by column. A file that
+        # is missing is made by the encoder of encode.phi1; '' = a file of encode.folder, if there
+        # is an encoder.
         fields.phi1 = config_dict.FieldReference("", field_type=PATHS)
         # The space that the labelling must be separable in, (n, d2). With a tuple of files the
         # objective is averaged over them.
         fields.phi2 = config_dict.FieldReference("", field_type=PATHS)
-        # True labels, an integer .npy file of shape (n,), for the scores alone; '' = none.
+        # True labels, (n,) integers or class names, for the scores alone; '' = none.
         fields.labels = ""
     return data
+
+
+def _images() -> config_dict.ConfigDict:
+    images = config_dict.ConfigDict()
+    # Images of each split: a folder, a .tar or .zip of one, or tfds:NAME/SPLIT; '' = none. Where an
+    # array of `data` is missing, it is made from them.
+    images.train, images.test = "", ""
+    # Whether labels that come with the images (the names of class folders, a dataset's labels) are
+    # kept, for the scores alone.
+    images.labels = True
+    # Which labels of a tfds dataset that has several, e.g. 'coarse_label'; '' = 'label'.
+    images.label = ""
+    # An image that cannot be read: 'fail' stops there, 'skip' gives its row zeros and notes it.
+    images.broken = "fail"
+    # Where prepared tfds datasets lie; '' = where tfds looks, ~/tensorflow_datasets.
+    images.tfds_folder = ""
+    return images
+
+
+def _encode() -> config_dict.ConfigDict:
+    encode = config_dict.ConfigDict()
+    # Encoders that make phi1 and phi2, 'PRESET' or 'PRESET:option=value,...', e.g.
+    # 'dinov2_vits14:weights=vits14.safetensors,size=98'; a tuple of them for several files; '' =
+    # none. `python -m hume_jax.encode --list` names the presets.
+    encode.phi1 = config_dict.FieldReference("", field_type=PATHS)
+    encode.phi2 = config_dict.FieldReference("", field_type=PATHS)
+    # Folder of the arrays that `data` gives no path for.
+    encode.folder = "representations"
+    # What they are stored as, 'float16' or 'float32'.
+    encode.dtype = "float16"
+    # Images at a time, on all devices of a host together.
+    encode.batch = 64
+    # Threads that read and decode images; 0 = as many as there are cores, at most 16.
+    encode.threads = 0
+    return encode
 
 
 def _score() -> config_dict.ConfigDict:
@@ -137,6 +209,9 @@ def _presets() -> config_dict.ConfigDict:
     fast.search.anneal_learning_rate, paper.search.anneal_learning_rate = 0.1, 0.1
     # Factor of the temperature.
     fast.search.anneal_temperature, paper.search.anneal_temperature = 0.5, 0.1
+    # Where the searched rows are read from: 'memory' (float32 copies), 'disk' (the files, each
+    # step's rows alone) or 'auto' (memory if they fit well).
+    fast.search.rows, paper.search.rows = "auto", "auto"
     # Virtual shards that the rows belong to, whatever the number of devices; a subset takes equally
     # many rows from each. Rounded down to a power of two, fewer where rows are few. 1: any rows, as
     # in the reference.

@@ -3,16 +3,19 @@
     python -m hume_jax.main --config=configs/imagenet.py
     python -m hume_jax.main --config=configs/imagenet.py:transductive,phi2=clip,preset=paper
 
-Data: the arrays of the paper's authors, from their README: wget
-https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip && unzip data.zip
-Run the command where they were unpacked. Files:
+Data: the arrays of the paper's authors, if their folder `data` is here; from their README: wget
+https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip && unzip data.zip. Files:
 `data/representations/mocov2/imagenet1000train_l2.npy` and so on, as the README spells them out.
-`clip`, `bit` and the labels of the train rows follow the same pattern and were not checked. What is
-named differently is set by `files=NAME` or by its field, --config.data.train.labels=FILE ('' for
-none: labels are for the scores alone).
+`clip`, `bit` and the labels of the train rows follow the same pattern and were not checked.
+What is named differently is set by `files=NAME` or by its field, --config.data.train.phi1=FILE.
+
+Otherwise the images: tfds prepares `imagenet2012` (once, with TensorFlow, from archives that have
+to be downloaded by hand), and they are encoded by MoCo v2 R50, as phi1 of the authors (its weights
+too have to be downloaded, see `python -m hume_jax.encode --list`), and by DINOv2 ViT-g/14 (CLIP
+ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`), on an accelerator.
 
 Variants: `inductive` (default), `transductive`; `phi2=dino|clip|bit`; `preset=fast|paper`;
-`files=NAME`, what the names of the files start with.
+`data=authors|images`; `files=NAME`, what the names of the authors' files start with.
 
 `preset=paper` has settings of its own here: larger subsets, fewer and longer inner steps from one
 fixed start, no annealing.
@@ -29,9 +32,13 @@ from hume_jax.config import apply_variant, common
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = common.get_config()
     config.n_classes = 1000
-    variant = apply_variant(config, arg, phi2=("dino", "clip", "bit"), files=())
-    common.use_authors_files(
-        config, variant.get("files", "imagenet1000"), variant.get("phi2", "dino")
+    variant = apply_variant(config, arg, **common.PAPER_VARIANTS)
+    common.use_paper_data(
+        config,
+        variant,
+        files="imagenet1000",
+        train="tfds:imagenet2012/train",
+        test="tfds:imagenet2012/validation",
     )
     # Ten rows a class in each half of a subset.
     config.presets.fast.search.subset_size = 20_000

@@ -3,15 +3,20 @@
     python -m hume_jax.main --config=configs/stl10.py
     python -m hume_jax.main --config=configs/stl10.py:transductive,phi2=clip,preset=paper
 
-Data: the arrays of the paper's authors, from their README: wget
-https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip && unzip data.zip
-Run the command where they were unpacked. Files:
+Data: the arrays of the paper's authors, if their folder `data` is here; from their README: wget
+https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip && unzip data.zip. Files:
 `data/representations/mocov2/stl10train_l2.npy` and so on. The README spells the names out for
-CIFAR-10 with DINOv2; `stl10`, `clip` and `bit` follow that pattern and were not checked. What is
-named differently is set by `files=NAME` or by its field, --config.data.train.phi1=FILE.
+CIFAR-10 with DINOv2; `stl10`, `clip` and `bit` follow that pattern and were not checked.
+What is named differently is set by `files=NAME` or by its field, --config.data.train.phi1=FILE.
+
+Otherwise the images: tfds prepares `stl10` (once, with TensorFlow), and they are encoded by MoCo
+v2 R50 of ImageNet (its weights have to be downloaded by hand, see `python -m hume_jax.encode
+--list`; the authors' phi1 was trained on the dataset itself, so figures will differ) and by DINOv2
+ViT-g/14 (CLIP ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`), on an accelerator. On a
+laptop: --config.encode.phi1=siglip2_vitb16 --config.encode.phi2=dinov2_vits14
 
 Variants: `inductive` (default), `transductive`; `phi2=dino|clip|bit`; `preset=fast|paper`;
-`files=NAME`, what the names of the files start with.
+`data=authors|images`; `files=NAME`, what the names of the authors' files start with.
 
 Published (ACC / ARI in %, arXiv:2311.02940): inductive 90.8 / 81.2, transductive 93.2 / 86.0;
 supervised on phi1 88.9 / 77.7; SCAN 77.8 / 61.3; SPICE 86.2 / 73.2.
@@ -25,6 +30,12 @@ from hume_jax.config import apply_variant, common
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = common.get_config()
     config.n_classes = 10
-    variant = apply_variant(config, arg, phi2=("dino", "clip", "bit"), files=())
-    common.use_authors_files(config, variant.get("files", "stl10"), variant.get("phi2", "dino"))
+    variant = apply_variant(config, arg, **common.PAPER_VARIANTS)
+    common.use_paper_data(
+        config,
+        variant,
+        files="stl10",
+        train="tfds:stl10/train",
+        test="tfds:stl10/test",
+    )
     return config

@@ -214,11 +214,19 @@ def check_field(name: str, config: config_dict.ConfigDict) -> None:
     raise UserError(f"unknown config field {name!r}{hint}")
 
 
-def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def has_images(config: config_dict.ConfigDict) -> bool:
+    """Whether arrays may have to be encoded."""
+    return any(config.images[split] for split in ("train", "test")) or any(
+        config.encode[name] for name in ("phi1", "phi2")
+    )
+
+
+def resolve(config: config_dict.ConfigDict, *, search: bool = True) -> config_dict.ConfigDict:
     """Fills what is still open from the preset and checks every value.
 
     Args:
       config: as a config file and the flags left it, or one that is already resolved.
+      search: whether a search follows, which needs a number of classes.
 
     Returns:
       A locked config without `presets` in which no field is None.
@@ -233,6 +241,10 @@ def resolve(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     _fill(values, presets.get(values["preset"], {}))
     for section in (values["data"]["train"], values["data"]["test"]):
         section.update({name: config_checks.paths(name, value) for name, value in section.items()})
+    for name in ("phi1", "phi2"):
+        values["encode"][name] = config_checks.specs(name, values["encode"][name])
+    if not search and not values["n_classes"]:
+        values["n_classes"] = 2
     values["class_prior"] = config_checks.prior(values["class_prior"], values["n_classes"])
     config_checks.check_values(flatten(values))
     return config_dict.ConfigDict(values).lock()

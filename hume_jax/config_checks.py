@@ -11,6 +11,9 @@ from hume_jax.errors import UserError
 CHOICES: dict[str, tuple[str, ...]] = {
     "setting": ("inductive", "transductive"),
     "preset": ("fast", "paper"),
+    "images.broken": ("fail", "skip"),
+    "encode.dtype": ("float16", "float32"),
+    "search.rows": ("auto", "memory", "disk"),
     "inner.adjoint": ("implicit", "unrolled", "first_order"),
     "inner.solver": ("newton", "nesterov", "gradient"),
     "inner.start": ("warm", "cold", "fixed", "random"),
@@ -38,6 +41,8 @@ _AT_LEAST = {
     "score.folds": 2,
     "score.rows": 2,
     "score.steps": 1,
+    "encode.batch": 1,
+    "encode.threads": 0,
     "log_every": 1,
     "checkpoint_seconds": 0,
 }
@@ -129,6 +134,17 @@ def _check_limits(name: str, value: float) -> None:
         limit = "finite"
     hint = ": say how many classes to look for, --config.n_classes=K" if name == "n_classes" else ""
     raise UserError(f"config field {name!r} is {value}, it must be {limit}{hint}")
+
+
+def specs(name: str, value: Any) -> str | tuple[str, ...]:
+    """Returns the encoder or encoders of a field of `encode`, several as a tuple."""
+    several = (value,) if isinstance(value, str) else tuple(value)
+    if not several or not all(isinstance(spec, str) for spec in several):
+        raise UserError(
+            f"config field 'encode.{name}' is {value!r}, it must be an encoder such as "
+            "'dinov2_vits14', or a tuple of them"
+        )
+    return value if isinstance(value, str) else several
 
 
 def paths(name: str, value: Any) -> str | tuple[str, ...]:

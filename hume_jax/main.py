@@ -4,98 +4,47 @@ r"""Finds the classes of a dataset from two representations of it, as a config f
     python -m hume_jax.main --config=configs/stl10.py:transductive,phi2=clip --workdir=runs/stl10
     python -m hume_jax.main --config=configs/arrays.py --config.data.train.phi1=a.npy \
         --config.data.train.phi2=b.npy --config.n_classes=10
+    python -m hume_jax.main --config=configs/images.py --config.images.train=photos \
+        --config.n_classes=10
 
+Arrays that are missing are encoded from the images first (`hume_jax.encode` does that alone).
 Started again with the same command, a run goes on from where it stopped.
 """
 
-import logging
 import os
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
-from absl import app, flags
-from ml_collections import config_dict, config_flags
-from ml_collections.config_flags import config_path
+from absl import flags
+from ml_collections import config_dict
 
+from hume_jax import command_line
 from hume_jax import config as config_lib
-from hume_jax.errors import UserError
 from hume_jax.representations import store
+from hume_jax.representations.stored import Stored
 
-_T = TypeVar("_T")
-# What a field of each type takes, in words.
-_TAKES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    tuple: 'numbers in brackets and quotes, "(10,20)"',
-}
-FLAGS = flags.FLAGS
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, FILE.py or FILE.py:variant. Its fields are set by --config.FIELD=VALUE.",
-    lock_config=True,
-)
-flags.DEFINE_string(
+flags.adopt_module_key_flags(command_line)
+_WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run, made if it is not there (default: runs/CONFIG-HASH).",
 )
 
-_HELP = re.compile(r"--?(help(short|full|xml)?|h|\?)$")
-_FIELD = re.compile(r"--?(no)?config\.(?P<name>[^=]+)")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the flags, answering each mistake with one line.
-
-    Args:
-      argv: the command line, as in `sys.argv`.
-
-    Returns:
-      What is left of it: the name of the program.
-
-    Raises:
-      UserError: no config, or one that cannot be loaded; an unknown flag or field; a value that is
-        not of its field's type.
-    """
-    argv = FLAGS.read_flags_from_files(argv, force_gnu=False)
-    if any(_HELP.match(arg) for arg in argv):
-        return FLAGS(argv)
-    at, spec = _find_config(argv)
-    # Loaded here first: `config_flags` wraps what goes wrong in a traceback of its own.
-    config = config_lib.load(spec)
-    for arg in argv:
-        if match := _FIELD.match(arg):
-            config_lib.check_field(match["name"], config)
-    name, colon, variant = spec.partition(":")
-    argv = [*argv[:at], f"--config={config_lib.locate(name)}{colon}{variant}", *argv[at + 1 :]]
-    try:
-        rest = FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(_tidy(str(error), config)) from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-    return rest
-
 
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     del argv  # all of it is in FLAGS
-    spec = config_flags.get_config_filename(FLAGS["config"])
-    config = config_lib.resolve(_CONFIG.value)
-    workdir = FLAGS.workdir or str(config_lib.default_workdir(spec, config))
+    config, spec = command_line.given()
+    config = config_lib.resolve(config)
+    if config_lib.has_images(config):
+        config = _encoded(config)
+    workdir = _WORKDIR.value or str(config_lib.default_workdir(spec, config))
     # The pipeline checks this too, but loading it takes longer than all that is checked here.
-    store.check_classes(store.open_files(config.data), config.n_classes, config.setting)
+    _check(config)
     from hume_jax import pipeline
     from hume_jax.report import results
 
-    # At level INFO it reports every kind of accelerator that this machine does not have.
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
         summary = pipeline.run(config, workdir)
     except KeyboardInterrupt:
@@ -109,51 +58,22 @@ def main(argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _find_config(argv: list[str]) -> tuple[int, str]:
-    """Returns where --config stands, as one argument, and what it says."""
-    found = [i for i, arg in enumerate(argv) if re.match(r"--?config(=|$)", arg)]
-    if not found:
-        raise UserError(
-            "no config: give --config=configs/quickstart.py, or another of "
-            f"{', '.join(config_lib.names())}"
-        )
-    if len(found) > 1:
-        raise UserError("--config is given twice")
-    at = found[0]
-    flag, equals, spec = argv[at].partition("=")
-    if not equals and at + 1 < len(argv):
-        spec = argv.pop(at + 1)
-    if not spec:
-        raise UserError(f"{flag} needs a file: --config=configs/quickstart.py")
-    return at, spec
+def _encoded(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Encodes the arrays that are missing, once they are known to fit what the search needs."""
+    try:
+        return command_line.load_encoding().ensure(config, check=_check)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the images left", file=sys.stderr)
+        sys.exit(130)
 
 
-def _tidy(text: str, config: config_dict.ConfigDict) -> str:
-    """Rewords what absl says about a field's value: `flag --config.n_tasks=x: invalid ...`."""
-    match = re.match(r"flag --config\.([^=]+)=(.*?): ", text, re.DOTALL)
-    if not match:
-        return text[:1].lower() + text[1:]
-    kind = config_path.get_type(match[1], config)
-    takes = _TAKES.get(kind, "paths: a.npy, or \"('a.npy','b.npy')\" in quotes")
-    return f"config field {match[1]!r} cannot be {match[2]!r}: it takes {takes}"
-
-
-def _guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
-    """Turns a `UserError` into one line and exit status 2."""
-
-    def call(argv: list[str]) -> _T:
-        try:
-            return function(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-
-    return call
+def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:
+    store.check_headers(config.data, config.n_classes, config.setting, coming)
 
 
 def run() -> None:
     """`python -m hume_jax.main`."""
-    app.run(_guarded(main), flags_parser=_guarded(parse_flags))
+    command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,25 @@ class Shape(NamedTuple):
     phi1: int  # columns of phi1
     inner: tuple[int, ...]  # directions of each second space
 
+    @property
+    def columns(self) -> int:
+        """Of all spaces."""
+        return self.phi1 + sum(self.inner)
+
 
 def data_bytes(shape: Shape) -> int:
     """Bytes that do not depend on the number of tasks: the rows and one split of them."""
-    width = shape.phi1 + sum(shape.inner)
+    width = shape.columns
     # The rows as normalised, as dealt to shards and on the device, and one split.
     return _FLOAT * width * (3 * shape.rows + shape.train + shape.test)
+
+
+def subset_bytes(shape: Shape) -> int:
+    """Bytes that do not depend on the number of tasks, where rows are read from disk."""
+    # A split as float32, before and after the change of coordinates, and as stored, which is when
+    # the next one is read. The changes, and the moments that they come from.
+    split = 3 * (shape.train + shape.test) * shape.columns
+    return _FLOAT * (split + sum(8 * r * r for r in shape.inner))
 
 
 def task_bytes(shape: Shape, settings: Search) -> int:
@@ -75,6 +88,11 @@ def available_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return machine_bytes()
+
+
+def machine_bytes() -> int:
+    """Free memory of this machine, or of the part of it that this process may use."""
     free = int(psutil.virtual_memory().available)
     try:
         limit, used = (

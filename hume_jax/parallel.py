@@ -8,7 +8,7 @@ belong to virtual shards, which the ``data`` axis divides.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hume_jax.core.search import Data, State
+from hume_jax.errors import UserError
 
 
 def make_mesh(tasks: int, shards: int, devices: int | None = None) -> Mesh:
@@ -48,6 +49,21 @@ def place_state(state: State, mesh: Mesh) -> State:
     return _place(state, mesh, lambda leaf: P("task") if np.ndim(leaf) else P())
 
 
+def place_everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Gives every device of the mesh all of the arrays."""
+    return _place(tree, mesh, lambda leaf: P())
+
+
+def by_task(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of arrays, or of their shapes, that `place_state` would place."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, P("task") if leaf.ndim else P()), tree)
+
+
+def by_shard(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of rows of the virtual shards, where `place_data` has them; all of the rest."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, P("data") if leaf.ndim > 1 else P()), tree)
+
+
 def _place(tree: Any, mesh: Mesh, spec: Callable[[Any], P]) -> Any:
     def put(leaf: Any) -> jax.Array:
         host = np.asarray(leaf)
@@ -56,3 +72,51 @@ def _place(tree: Any, mesh: Mesh, spec: Callable[[Any], P]) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree)
+
+
+class Processes(NamedTuple):
+    """Which of the processes of a run this one is."""
+
+    number: int = 0
+    total: int = 1
+
+    def wait(self, name: str) -> None:
+        """Returns once every process has come to the point of this name."""
+        if self.total > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(name)
+
+
+ALONE = Processes()
+
+
+def start(coordinator: str, count: int, index: int) -> Processes:
+    """Joins the processes of a run; before anything asks for a device.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0, 'auto' where the cluster says it (TPU pods, Slurm,
+        Open MPI, Kubernetes; `jax.distributed.initialize`), '' for a process by itself.
+      count: number of processes; not for 'auto'.
+      index: number of this one; not for 'auto'.
+
+    Raises:
+      UserError: such processes cannot be.
+    """
+    if not coordinator:
+        if count != 1:
+            raise UserError(f"processes is {count}: say where process 0 is, distributed=HOST:PORT")
+        return ALONE
+    if coordinator == "auto":
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise UserError(
+                f"distributed=auto found no cluster ({error}): give distributed=HOST:PORT, "
+                "processes and process"
+            ) from error
+        return Processes(jax.process_index(), jax.process_count())
+    if not 0 <= index < count:
+        raise UserError(f"process is {index} of {count} processes: they are counted from 0")
+    jax.distributed.initialize(coordinator, count, index)
+    return Processes(jax.process_index(), jax.process_count())

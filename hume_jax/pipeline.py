@@ -16,13 +16,14 @@ from ml_collections import config_dict
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, planning, scoring, search_loop
+from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate, search
+from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import count, duration
 from hume_jax.report import plots, results
-from hume_jax.representations import store
-from hume_jax.representations.prepare import InnerRows, inner_rows, joined_rows, space_statistics
-from hume_jax.representations.scaling import Kind
+from hume_jax.representations import scaling, store
+from hume_jax.representations.prepared import Prepared
+from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
 
 _PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
@@ -58,19 +59,17 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     finished = _finished(folder, files)
     if finished is not None:
         return finished
-    dataset = store.scan_files(files)
-    warnings = store.check_search(
-        dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
-    )
-    # Before the folder is taken, so that a plan that does not fit leaves nothing behind.
-    n = sum(split.n for split in store.search_splits(dataset, config.setting))
-    plan = _plan(config, dataset, n)
-    warnings += planning.clamped(config, n, plan.shape)
+    # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
+    store.check_classes(files, config.n_classes, config.setting)
+    n = sum(split.n for split in store.search_splits(files, config.setting))
+    plan = _plan(config, files, n, planning.kept_rows(folder.path))
+    checked = rows.check(config, files, plan.rows, folder)
     with folder:
-        folder.check_data(store.fingerprint(dataset))
-        for warning in warnings:
+        folder.check_data(store.fingerprint(files))
+        for warning in (*checked.warnings, *planning.clamped(config, n, plan.shape)):
             logging.warning("%s", warning)
-        stages = _Run(config, dataset, folder, began)
+        logging.info("%s", planning.where(plan))
+        stages = _Run(config, checked, folder, began)
         return stages.all(planning.keep_batches(plan, folder))
 
 
@@ -86,11 +85,13 @@ def _finished(folder: Workdir, files: store.Dataset) -> dict[str, Any] | None:
         return json.loads(done.read_text(encoding="utf-8"))
 
 
-def _plan(config: config_dict.ConfigDict, dataset: store.Dataset, n: int) -> search_loop.Plan:
+def _plan(
+    config: config_dict.ConfigDict, dataset: store.Dataset, n: int, kept: str | None
+) -> search_loop.Plan:
     """The plan by what the files' headers say; some directions of phi2 may yet be left out."""
     most = config.inner.directions or sys.maxsize
     inner = tuple(min(most, array.shape[1] + 1) for array in dataset.train.phi2.arrays)
-    return planning.make_plan(config, n, dataset.train.phi1.columns, inner)
+    return planning.make_plan(config, n, dataset.train.phi1.columns, inner, kept)
 
 
 class _Run:
@@ -99,16 +100,17 @@ class _Run:
     def __init__(
         self,
         config: config_dict.ConfigDict,
-        dataset: store.Dataset,
+        checked: rows.Checked,
         folder: Workdir,
         began: float,
     ) -> None:
-        self.config, self.dataset, self.folder, self.began = config, dataset, folder, began
-        self.splits = store.search_splits(dataset, config.setting)
+        self.config, self.checked, self.folder, self.began = config, checked, folder, began
+        self.dataset, self.statistics = checked.dataset, checked.statistics
+        self.prepared: Prepared | None = None  # of a search from disk
+        self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
         self.prior = planning.class_prior(config)
-        self.kind: Kind = "rows" if config.encoder.normalise else "stored"
-        self.statistics = space_statistics([split.phi1 for split in self.splits], self.kind)
+        self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
         if (folder.path / "batches.json").exists():
             # What the process before this one took is not counted.
@@ -129,46 +131,25 @@ class _Run:
 
     def _search(self, plan: search_loop.Plan) -> np.ndarray:
         """Task encoders (S, d1, K) float32."""
-        config = self.config
-        rows = [joined_rows(s.phi1.arrays, self.statistics, self.kind) for s in self.splits]
-        phi1 = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        inner = self._inner_rows()
-        widths = tuple(space.x.shape[1] for space in inner)
+        found: search.Data | DiskRows
+        if plan.rows == "disk":
+            self.prepared = rows.prepare(self.config, self.checked, self.folder)
+            found = rows.on_disk(self.config, self.checked, self.prepared)
+            widths = self.prepared.widths
+        else:
+            found = rows.in_memory(self.config, self.checked)
+            widths = tuple(space.x.shape[-1] for space in found.spaces)
         plan = plan._replace(shape=plan.shape._replace(inner=widths))
-        shards = planning.shard_count(config, self.n)
-        data = search.make_data(phi1, [(space.x, space.penalty) for space in inner], shards)
-        del rows, phi1, inner
-        seconds = search_loop.estimate_seconds(plan, data)
+        seconds = search_loop.estimate_seconds(plan)
         logging.info(
             "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
             "to compile",
-            count(config.n_tasks, "task"), count(len(plan.batches), "batch", "batches"),
+            count(self.config.n_tasks, "task"), count(len(plan.batches), "batch", "batches"),
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
-        outcome = search_loop.run(plan, data, np.log(self.prior), self.folder)
-        self.seconds["compile"] = outcome.compile_seconds
-        self.seconds["search"] = outcome.search_seconds
+        outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
+        self.seconds |= outcome.seconds
         return outcome.theta
-
-    def _inner_rows(self) -> list[InnerRows]:
-        settings = self.config.inner
-        spaces = []
-        files = zip(*(split.phi2.arrays for split in self.splits), strict=True)
-        for i, arrays in enumerate(files):
-            space = inner_rows(
-                arrays,
-                normalised=settings.normalise,
-                precondition=settings.precondition,
-                directions=settings.directions,
-                penalty=settings.penalty,
-            )
-            name = self.dataset.train.phi2.paths[i]
-            logging.info(
-                "%s: %d directions hold %.4f of the variance, %d left out",
-                name, space.x.shape[1], space.kept, space.dropped,
-            )  # fmt: skip
-            spaces.append(space)
-        return spaces
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
         return labelling.encode(theta, split.phi1.arrays, self.statistics, self.kind)
@@ -226,8 +207,19 @@ class _Run:
         )
         if not (self.config.baselines and labelled):
             return {}
+        known = {"phi1": self.statistics} if self.kind == "rows" else {}
+        if self.prepared is not None and self.config.inner.normalise:
+            means = (space.statistics.mean for space in self.prepared.spaces)
+            known["phi2"] = tuple(Statistics(mean, scaling.ONE) for mean in means)
         return self._kept(
-            "baselines", lambda: scoring.baselines(self.config, self.dataset, self.splits)
+            "baselines",
+            lambda: scoring.baselines(
+                self.config,
+                self.dataset,
+                self.splits,
+                known=known,
+                bounded=self.prepared is not None,
+            ),
         )
 
     def _kept(

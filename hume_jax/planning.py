@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 from absl import logging
@@ -18,6 +19,8 @@ from hume_jax.workdir import Workdir
 _SHARD_ROWS, _SHARD_DRAW = 32, 16
 # Share of the free memory that is planned with: the estimates are some, and others use memory too.
 _USABLE = 0.9
+# Share of it that copies of the rows may take where nobody asked for them.
+_COMFORTABLE = 0.5
 
 
 def class_prior(config: config_dict.ConfigDict) -> np.ndarray:
@@ -37,7 +40,13 @@ def shard_count(config: config_dict.ConfigDict, n: int) -> int:
     return 2 ** int(math.log2(max(1, most)))
 
 
-def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[int, ...]) -> Plan:
+def make_plan(
+    config: config_dict.ConfigDict,
+    n: int,
+    phi1: int,
+    inner: tuple[int, ...],
+    rows: str | None = None,
+) -> Plan:
     """Plans a search.
 
     Args:
@@ -45,6 +54,7 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
       n: searched rows.
       phi1: columns of phi1.
       inner: directions of each second space, or the most that there can be.
+      rows: where they are read from whatever the config says, as a run began with it.
 
     Raises:
       UserError: more tasks at a time than fit in memory, or more rows than can be scored.
@@ -57,7 +67,8 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
         -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
     )
     available = memory.available_bytes()
-    size = batch_size(config.n_tasks, config.task_batch, shape, settings, available)
+    rows = rows or choose_rows(config.search.rows, shape, settings, available)
+    size = batch_size(config.n_tasks, config.task_batch, shape, settings, available, rows)
     _check_fits(
         f"encoders, labels and agreement of {config.n_tasks} tasks need",
         memory.result_bytes(config.n_tasks, n, phi1, config.n_classes),
@@ -80,7 +91,37 @@ def make_plan(config: config_dict.ConfigDict, n: int, phi1: int, inner: tuple[in
         tuple(tasks[i : i + size] for i in range(0, config.n_tasks, size)),
         config.log_every,
         config.checkpoint_seconds,
+        rows,
     )
+
+
+def choose_rows(asked: str, shape: memory.Shape, settings: Search, available: int) -> str:
+    """Where the search reads its rows from, `memory` or `disk`.
+
+    Args:
+      asked: `search.rows` of the config: one of them, or `auto` for memory if the copies of the
+        rows leave half of it free.
+      shape: of the search.
+      settings: of the search.
+      available: bytes of free memory, where the search runs.
+    """
+    if asked != "auto":
+        return asked
+    copies = memory.data_bytes(shape)
+    # Beside an accelerator, the rows pass through the memory of the machine.
+    room = min(available, memory.machine_bytes())
+    one = copies + memory.task_bytes(shape, settings)
+    return "memory" if copies <= _COMFORTABLE * room and one <= _USABLE * available else "disk"
+
+
+def where(plan: Plan) -> str:
+    """A line that says where rows are read from, and why."""
+    copies = memory.data_bytes(plan.shape) / 2**30
+    free = memory.available_bytes() / 2**30
+    cost = f"as float32 copies they take about {copies:.3g} GiB, {free:.3g} GiB are free"
+    if plan.rows == "memory":
+        return f"rows are searched in memory: {cost}"
+    return f"each step reads its rows from disk: {cost}"
 
 
 def _check_fits(what: str, needed: int, available: int, advice: str) -> None:
@@ -99,10 +140,23 @@ def clamped(config: config_dict.ConfigDict, n: int, shape: memory.Shape) -> list
     return [f"search.subset_size is {subset}, there are {n} rows: a subset takes {taken} of them"]
 
 
+def kept_rows(workdir: pathlib.Path) -> str | None:
+    """Where the run of a folder read its rows from when it began; None if it did not begin."""
+    path = workdir / "rows.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    # Before there was a choice.
+    return "memory" if (workdir / "batches.json").exists() else None
+
+
 def keep_batches(plan: Plan, workdir: Workdir) -> Plan:
-    """The plan with the batches that the run began with, whatever memory was free then."""
+    """The plan with the batches that the run began with, whatever memory was free then.
+
+    Where it reads its rows from is kept too, for `kept_rows`.
+    """
     path = workdir.path / "batches.json"
     if not path.exists():
+        workdir.write_json("rows.json", plan.rows)
         workdir.write_json(path.name, plan.batches)
     batches = tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
     if len(batches[0]) > len(plan.batches[0]):
@@ -140,7 +194,12 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
 
 
 def batch_size(
-    tasks: int, asked: int, shape: memory.Shape, settings: Search, available: int
+    tasks: int,
+    asked: int,
+    shape: memory.Shape,
+    settings: Search,
+    available: int,
+    rows: str = "memory",
 ) -> int:
     """Tasks searched at a time.
 
@@ -150,6 +209,7 @@ def batch_size(
       shape: of the search.
       settings: of the search.
       available: bytes of free memory.
+      rows: where they are read from, `memory` or `disk`.
 
     Returns:
       The size asked for, or else the largest that fits, evened out over the batches.
@@ -157,15 +217,17 @@ def batch_size(
     Raises:
       UserError: it does not fit; the estimate and the size that fits are named.
     """
-    fixed, each = memory.data_bytes(shape), memory.task_bytes(shape, settings)
+    fixed = memory.data_bytes(shape) if rows == "memory" else memory.subset_bytes(shape)
+    each = memory.task_bytes(shape, settings)
     fitting = max(0, int((_USABLE * available - fixed) // each))
     size = min(asked, tasks) if asked else min(tasks, max(1, fitting))
     if size > fitting:
-        advice = (
-            f"set task_batch={fitting}, the tasks then run in several batches"
-            if fitting
-            else "lower search.subset_size or n_classes, or take a machine with more memory"
-        )
+        if fitting:
+            advice = f"set task_batch={fitting}, the tasks then run in several batches"
+        else:
+            advice = "lower search.subset_size or n_classes, or take a machine with more memory"
+            if rows == "memory" and memory.subset_bytes(shape) + each <= _USABLE * available:
+                advice = f"set search.rows=disk, {advice}"
         raise UserError(
             f"a batch of {size} tasks needs about {(fixed + size * each) / 2**30:.3g} GiB, "
             f"{available / 2**30:.3g} GiB are free: {advice}"

@@ -32,6 +32,7 @@ class Progress:
         total: int,
         label: str,
         *,
+        unit: str = "steps",
         done: int = 0,
         every: float = 5.0,
         stream: TextIO | None = None,
@@ -42,6 +43,7 @@ class Progress:
         Args:
           total: number of steps.
           label: what is counted.
+          unit: what a step is, for the speed.
           done: steps that an earlier run has done.
           every: least seconds between two log lines, where the stream is no terminal.
           stream: where the bar goes, standard error by default.
@@ -49,6 +51,7 @@ class Progress:
         """
         self._total = total
         self._label = label
+        self._unit = unit
         self._done = done
         self._every = every
         self._stream = sys.stderr if stream is None else stream
@@ -115,7 +118,7 @@ class Progress:
         if len(self._marks) > 2:
             (start, before), (now, done) = self._marks[-2:]
             if now > start and done > before:
-                parts.append(f"{(done - before) / (now - start):.3g} steps/s")
+                parts.append(f"{(done - before) / (now - start):.3g} {self._unit}/s")
         parts += [f"{name} {_number(value)}" for name, value in values.items()]
         return ", ".join(parts)
 

@@ -1,6 +1,6 @@
 """What a finished search is judged by: label-free scores of its tasks, floor and ceiling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,12 @@ from hume_jax.baselines.probe import FITS, probe
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
 from hume_jax.progress import Progress, count
-from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
+from hume_jax.representations.prepare import NormalisedRows, inner_rows, space_statistics
+from hume_jax.representations.scaling import Statistics
 from hume_jax.representations.store import Dataset, Split
+
+# What k-means and the probe may take of the memory that a search from disk is meant to save.
+_BOUNDED = 2**30
 
 
 def score_tasks(
@@ -129,12 +133,24 @@ def voters(
 
 
 def baselines(
-    config: config_dict.ConfigDict, dataset: Dataset, splits: Sequence[Split]
+    config: config_dict.ConfigDict,
+    dataset: Dataset,
+    splits: Sequence[Split],
+    *,
+    known: Mapping[str, tuple[Statistics, ...]] | None = None,
+    bounded: bool = False,
 ) -> dict[str, np.ndarray]:
     """k-means in each space (the floor) and the supervised probe in each space (the ceiling).
 
     Both on centred rows of unit norm. k-means is fitted on the searched rows; the probe always on
     train labels, and predicts the test rows.
+
+    Args:
+      config: resolved.
+      dataset: with labels of some split.
+      splits: the searched ones.
+      known: statistics of the files of `phi1` and `phi2`, of those that are known.
+      bounded: whether to keep to a fixed amount of memory, by fitting on fewer rows.
 
     Returns:
       Labels under `METHOD_SPACE_SPLIT`, e.g. `kmeans_phi1_train`, `probe_phi2_test`.
@@ -143,36 +159,43 @@ def baselines(
     true = dataset.train.labels
     # Without test labels its predictions could not be scored.
     probed = dataset.test is not None and dataset.test.labels is not None
+    max_bytes = _BOUNDED if bounded else None
     for name in ("phi1", "phi2"):
-        train, test = _unit_rows(dataset, splits, name)
-        united = test is not None and len(splits) == 2
-        rows = np.concatenate([train, test]) if united else train
+        stats = (known or {}).get(name)
+        if stats is None:
+            stats = space_statistics([getattr(split, name) for split in splits], "rows")
+        train, test, rows = _unit_rows(dataset, splits, name, stats)
         with Progress(STARTS, f"k-means in {name}") as progress:
             labels, more = kmeans(
                 rows,
-                None if united else test,
+                test if rows is train else None,
                 config.n_classes,
                 config.seed,
+                max_bytes=max_bytes,
                 done=progress.update,
             )
-        if united:
+        if rows is not train:
             more = labels[len(train) :]
         found[f"kmeans_{name}_train"] = labels[: len(train)]
         if more is not None:
             found[f"kmeans_{name}_test"] = more
         if probed and test is not None and true is not None:
             with Progress(FITS, f"supervised probe in {name}") as progress:
-                predicted = probe(train, true, test, config.seed, done=progress.update)
+                predicted = probe(
+                    train, true, test, config.seed, max_bytes=max_bytes, done=progress.update
+                )
             found[f"probe_{name}_test"] = predicted.labels
     return found
 
 
 def _unit_rows(
-    dataset: Dataset, splits: Sequence[Split], name: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Centred train and test rows of unit norm of a space; None without test rows."""
-    stats = space_statistics([getattr(split, name) for split in splits], "rows")
-    train = joined_rows(getattr(dataset.train, name).arrays, stats, "rows")
+    dataset: Dataset, splits: Sequence[Split], name: str, stats: tuple[Statistics, ...]
+) -> tuple[NormalisedRows, NormalisedRows | None, NormalisedRows]:
+    """Centred rows of unit norm of a space: train, test (None without), and the searched ones."""
+    train = NormalisedRows([getattr(dataset.train, name)], stats, "rows")
     if dataset.test is None or not getattr(dataset.test, name).arrays:
-        return train, None
-    return train, joined_rows(getattr(dataset.test, name).arrays, stats, "rows")
+        return train, None, train
+    test = NormalisedRows([getattr(dataset.test, name)], stats, "rows")
+    if len(splits) == 1:
+        return train, test, train
+    return train, test, NormalisedRows([getattr(split, name) for split in splits], stats, "rows")

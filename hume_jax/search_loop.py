@@ -1,9 +1,9 @@
-"""Runs the search over batches of tasks: compiled blocks, checkpoints, metrics, progress."""
+"""Runs the search over batches of tasks: blocks of steps, checkpoints, metrics, progress."""
 
-import functools
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,10 @@ from absl import logging
 
 from hume_jax import memory, parallel
 from hume_jax.core import search
+from hume_jax.disk_feed import DiskRows, FromDisk
 from hume_jax.errors import UserError
-from hume_jax.progress import Progress
+from hume_jax.feeds import Feed, FromMemory
+from hume_jax.progress import Progress, count, duration
 from hume_jax.workdir import Workdir
 
 
@@ -28,23 +30,60 @@ class Plan(NamedTuple):
     batches: tuple[tuple[int, ...], ...]  # tasks that are searched at a time
     log_every: int
     checkpoint_seconds: float
+    rows: str = "memory"  # where steps read their rows: 'memory' or 'disk'
 
 
 class Outcome(NamedTuple):
-    """The task encoders found, and where the time went."""
+    """The task encoders found, and where the time of this process went."""
 
     theta: np.ndarray  # (S, d1, K) float32
-    compile_seconds: float
-    search_seconds: float  # of this process; without compilation
+    # compile, search (without compilation); from disk also gather and gather_waited.
+    seconds: dict[str, float]
 
 
-def run(plan: Plan, data: search.Data, log_prior: np.ndarray, workdir: Workdir) -> Outcome:
+def run(
+    plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray, workdir: Workdir
+) -> Outcome:
     """Searches all tasks, from the last checkpoint on if there is one.
+
+    Args:
+      plan: what is run.
+      rows: the search rows.
+      log_prior: (K,).
+      workdir: of the run.
 
     Raises:
       UserError: a task's objective is not finite.
     """
-    runner = _Runner(plan, data, log_prior)
+    with _feed(plan, rows, log_prior) as feed:
+        theta = _run(plan, feed, workdir)
+    seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
+    if isinstance(feed, FromDisk):
+        subsets, took, waited = feed.gathering
+        logging.info(
+            "read %s in %s, of which the search waited for %s",
+            count(subsets, "subset"), duration(took), duration(waited),
+        )  # fmt: skip
+        seconds |= {"gather": took, "gather_waited": waited}
+    return Outcome(np.concatenate(theta), seconds)
+
+
+@contextlib.contextmanager
+def _feed(plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray) -> Iterator[Feed]:
+    # The last batch may be smaller; the devices have to divide every one.
+    tasks = math.gcd(*map(len, plan.batches))
+    if isinstance(rows, DiskRows):
+        mesh = parallel.make_mesh(tasks, rows.shards)
+        with FromDisk(rows, plan.settings, plan.seed, plan.steps, log_prior, mesh) as feed:
+            yield feed
+    else:
+        mesh = parallel.make_mesh(tasks, rows.phi1.shape[0])
+        yield FromMemory(rows, plan.settings, plan.seed, log_prior, mesh)
+
+
+def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[np.ndarray]:
+    """The task encoders of every batch."""
+    runner = _Runner(plan, feed)
     theta: list[np.ndarray] = []
     logging.info("compiling")
     state = runner.restore(workdir, 0)
@@ -61,16 +100,14 @@ def run(plan: Plan, data: search.Data, log_prior: np.ndarray, workdir: Workdir) 
     with Progress(total, "search", done=done) as progress:
         theta.append(_encoders(runner.batch(current, state, workdir, progress)))
         for i in range(current + 1, len(plan.batches)):
-            theta.append(_encoders(runner.batch(i, runner.start(i), workdir, progress)))
-    return Outcome(np.concatenate(theta), runner.compile_seconds, runner.search_seconds)
+            theta.append(_encoders(runner.batch(i, feed.start(plan.batches[i]), workdir, progress)))
+    return theta
 
 
-def estimate_seconds(plan: Plan, data: search.Data) -> float:
+def estimate_seconds(plan: Plan) -> float:
     """Time of the whole search, from the measured time of one inner product of its shape."""
-    space, shape = data.spaces[0], plan.shape
-    rows = min(shape.train, space.x.shape[0] * space.x.shape[1])
-    x = space.x.reshape(-1, space.x.shape[-1])[:rows]
-    tasks = len(plan.batches[0])
+    shape, tasks = plan.shape, len(plan.batches[0])
+    x = jnp.ones((shape.train, shape.inner[0]), jnp.float32)
     w = jnp.ones((tasks * plan.settings.n_classes, x.shape[1]), x.dtype)
     product = jax.jit(lambda w, x: w @ x.T)
     jax.block_until_ready(product(w, x))
@@ -80,45 +117,26 @@ def estimate_seconds(plan: Plan, data: search.Data) -> float:
         jax.block_until_ready(product(w, x))
         times.append(time.perf_counter() - start)
     # The shortest: other work on the machine only ever adds.
-    one = min(times) * shape.train / rows
-    count = memory.products(plan.settings, len(shape.inner)) * plan.steps
+    one = min(times)
+    products = memory.products(plan.settings, len(shape.inner)) * plan.steps
     # What is no product adds about a half on CPU cores: exponentials, the gather, the labels.
-    return 1.5 * one * count * sum(map(len, plan.batches)) / tasks
+    return 1.5 * one * products * sum(map(len, plan.batches)) / tasks
 
 
 class _Runner:
-    """Compiled blocks for the shapes of one plan."""
+    """Batches of one plan: blocks of steps, what is written of them, checkpoints."""
 
-    def __init__(self, plan: Plan, data: search.Data, log_prior: np.ndarray) -> None:
-        self.compile_seconds = 0.0
-        self.search_seconds = 0.0
-        self._plan = plan
-        # The last batch may be smaller; the devices have to divide every one.
-        tasks = math.gcd(*map(len, plan.batches))
-        self._mesh = parallel.make_mesh(tasks, data.phi1.shape[0])
-        self._data = parallel.place_data(data, self._mesh)
-        self._log_prior = jnp.asarray(log_prior, jnp.float32)
+    def __init__(self, plan: Plan, feed: Feed) -> None:
+        self._plan, self._feed = plan, feed
         self._block = memory.block_steps(
             plan.shape, plan.settings, len(plan.batches[0]), plan.log_every
         )
-        self._compiled: dict[tuple, Any] = {}
-
-    def start(self, batch: int) -> search.State:
-        """The first state of a batch."""
-        plan = self._plan
-        tasks = jnp.asarray(plan.batches[batch], jnp.int32)
-        program = functools.partial(search.init, settings=plan.settings)
-        init = self._program(("init", len(tasks)), program, (plan.seed, tasks, self._data))
-        began = time.perf_counter()
-        state = jax.block_until_ready(init(plan.seed, tasks, self._data))
-        self.search_seconds += time.perf_counter() - began
-        return parallel.place_state(state, self._mesh)
 
     def restore(self, workdir: Workdir, batch: int) -> search.State:
         """The last saved state of a batch, or its first."""
-        start = self.start(batch)
-        found = workdir.latest(_name(batch), start)
-        return found[1] if found else start
+        tasks = self._plan.batches[batch]
+        found = workdir.latest(_name(batch), self._feed.shapes(tasks))
+        return found[1] if found else self._feed.start(tasks)
 
     def batch(
         self, batch: int, state: search.State, workdir: Workdir, progress: Progress
@@ -127,9 +145,9 @@ class _Runner:
         plan, step, saved, seconds = self._plan, int(state.step), time.monotonic(), 0.0
         while step < plan.steps:
             length = min(self._block, plan.steps - step)
-            before = self.search_seconds
-            state, info = self._call(state, length)
-            seconds += self.search_seconds - before
+            before = self._feed.seconds.search
+            state, info = self._feed.advance(state, length)
+            seconds += self._feed.seconds.search - before
             self._check(info, batch, step)
             step += length
             done = step == plan.steps
@@ -146,31 +164,7 @@ class _Runner:
         """Compiles the block that the search begins with."""
         left = self._plan.steps - int(state.step)
         if left:
-            self._block_program(state, min(self._block, left))
-
-    def _call(self, state: search.State, length: int) -> tuple[search.State, search.Info]:
-        program = self._block_program(state, length)
-        began = time.perf_counter()
-        state, info = program(*self._arguments(state))
-        info = jax.device_get(info)
-        self.search_seconds += time.perf_counter() - began
-        return state, info
-
-    def _arguments(self, state: search.State) -> tuple:
-        return state, jnp.asarray(self._plan.seed, jnp.uint32), self._data, self._log_prior
-
-    def _block_program(self, state: search.State, length: int) -> Any:
-        program = functools.partial(search.run_steps, settings=self._plan.settings, steps=length)
-        key = (state.theta.shape[0], length)
-        return self._program(key, program, self._arguments(state), donate_argnums=0)
-
-    def _program(self, key: tuple, function: Callable, arguments: tuple, **how: Any) -> Any:
-        """A compiled function, from the second call on the one that is there."""
-        if key not in self._compiled:
-            began = time.perf_counter()
-            self._compiled[key] = jax.jit(function, **how).lower(*arguments).compile()
-            self.compile_seconds += time.perf_counter() - began
-        return self._compiled[key]
+            self._feed.compile(state, min(self._block, left))
 
     def _check(self, info: search.Info, batch: int, before: int) -> None:
         bad = np.argwhere(~np.isfinite(info.objective))

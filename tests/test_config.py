@@ -12,7 +12,7 @@ from hume_jax.config import common
 from hume_jax.errors import UserError
 
 PAPER = ("stl10", "cifar10", "cifar100_20", "imagenet")
-OWN = ("quickstart", "testing", "arrays")
+OWN = ("quickstart", "testing", "arrays", "images")
 
 
 def load(spec):
@@ -121,7 +121,7 @@ def test_a_config_without_variants_says_so(tmp_path):
 def test_every_config_loads_locked_and_resolves(name, setting, preset):
     config = load(f"{name}.py:{setting},preset={preset}")
     assert config.is_locked
-    if name == "arrays":
+    if name in ("arrays", "images"):
         assert config.n_classes == 0
         config.n_classes = 10
     resolved = config_lib.resolve(config)
@@ -135,7 +135,7 @@ def test_every_config_loads_locked_and_resolves(name, setting, preset):
 @pytest.mark.parametrize("phi2", ["dino", "clip", "bit"])
 def test_the_papers_configs_read_the_published_layout(name, phi2):
     files = {"cifar100_20": "cifar10020", "imagenet": "imagenet1000"}.get(name, name)
-    config = load(f"{name}.py:phi2={phi2}")
+    config = load(f"{name}.py:phi2={phi2},data=authors")
     assert config.data.train.phi1 == f"data/representations/mocov2/{files}train_l2.npy"
     assert config.data.test.phi2 == f"data/representations/{phi2}/{files}test.npy"
     assert config.data.train.labels == f"data/labels/{files}train_targets.npy"
@@ -158,6 +158,7 @@ def test_the_papers_presets():
         "anneal_learning_rate": 0.1,
         "anneal_temperature": 0.1,
         "entropy_weight": 10.0,
+        "rows": "auto",
         "shards": 1,
     }
     inner = config.inner

@@ -131,7 +131,7 @@ def test_mistakes_in_flags_and_fields(fails, arguments, message):
 
 
 def test_missing_files_of_the_papers_configs(fails, folder):
-    line = fails("--config=configs/stl10.py:transductive,phi2=clip,preset=paper")
+    line = fails("--config=configs/stl10.py:transductive,phi2=clip,preset=paper,data=authors")
     assert line.startswith("6 files not found: ")
     for part in (
         "data.train.phi1=data/representations/mocov2/stl10train_l2.npy",
@@ -142,6 +142,12 @@ def test_missing_files_of_the_papers_configs(fails, folder):
         "encode the images yourself",
     ):
         assert part in line
+
+
+def test_a_dataset_of_the_paper_that_is_not_prepared(fails, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("tfds")
+    line = fails("--config=configs/stl10.py", f"--config.images.tfds_folder={elsewhere}")
+    assert re.search(rf"tfds:stl10/train is not prepared in {elsewhere}.*hume_jax\[prepare\]", line)
 
 
 def test_missing_file(fails, folder):

@@ -10,18 +10,21 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+from hume_jax.baselines.rows import Rows
+
 STARTS = 10
 # Rows that are held as a float32 copy at a time when centres are assigned.
-_BLOCK = 16_384
+_BLOCK = 4096
 
 
 def kmeans(
-    train: np.ndarray,
-    test: np.ndarray | None,
+    train: Rows,
+    test: Rows | None,
     n_classes: int,
     seed: int = 0,
     *,
     max_rows: int = 100_000,
+    max_bytes: int | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Clusters the training rows and assigns the test rows to the centres found.
@@ -38,21 +41,31 @@ def kmeans(
       seed: of the starts, and of the rows drawn if there are too many.
       max_rows: the centres are fitted on at most this many training rows, drawn at random; all
         rows are assigned.
+      max_bytes: memory that these rows and their copies, one for each start that runs, may take;
+        there are fewer rows then, and fewer starts at a time. None for no bound.
       done: called after each of the `STARTS` starts.
 
     Returns:
       (n,) int32 clusters of the training rows, (m,) int32 of the test rows or None.
     """
     rng = np.random.default_rng(seed)
-    rows = train
+    each = 4 * train.shape[1]
+    if max_bytes is not None:
+        # Room for two starts at a time.
+        max_rows = min(max_rows, max(n_classes, max_bytes // (3 * each)))
     if len(train) > max_rows:
         rows = train[np.sort(rng.choice(len(train), max_rows, replace=False))]
+    else:
+        rows = train[:]
     rows = np.asarray(rows, np.float32)
+    workers = min(STARTS, os.cpu_count() or 1)
+    if max_bytes is not None:
+        workers = min(workers, max(1, max_bytes // rows.nbytes - 1))
     seeds = np.random.SeedSequence(seed).generate_state(STARTS)
     with (
         warnings.catch_warnings(),
         threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(min(STARTS, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(workers) as pool,
     ):
         # Fewer different rows than clusters: some clusters stay empty, which the scores show.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -70,7 +83,7 @@ def _fit(rows: np.ndarray, n_classes: int, seed: int) -> KMeans:
         return KMeans(n_classes, init="k-means++", n_init=1, random_state=seed).fit(rows)
 
 
-def _assign(model: KMeans, rows: np.ndarray) -> np.ndarray:
+def _assign(model: KMeans, rows: Rows) -> np.ndarray:
     blocks = [
         model.predict(np.asarray(rows[start : start + _BLOCK], np.float32))
         for start in range(0, len(rows), _BLOCK)

@@ -11,6 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from hume_jax.baselines.rows import Rows
+
 # In units of a space whose centred rows have unit mean squared norm, as the inner fit's lambda.
 # Chosen on held-out rows of the training split: 1e-4 to 1e-5 on photographs (d = 1,280, 10
 # classes), 1e-5 to 1e-6 on sentences (d = 384, 150 classes).
@@ -19,7 +21,10 @@ PENALTIES = (1e-3, 1e-4, 1e-5, 1e-6)
 FITS = len(PENALTIES) + 1
 _STEPS = 300
 _TOLERANCE = 1e-4
-_BLOCK = 16_384
+_BLOCK = 4096
+# Matrices of a row for each fitted row and a column for each class that a fit holds at a time:
+# logits, probabilities, their gradient.
+_FIT_MATRICES = 3
 
 
 class Probe(NamedTuple):
@@ -32,13 +37,14 @@ class Probe(NamedTuple):
 
 
 def probe(
-    train: np.ndarray,
+    train: Rows,
     train_labels: np.ndarray,
-    test: np.ndarray,
+    test: Rows,
     seed: int = 0,
     *,
     penalties: tuple[float, ...] = PENALTIES,
     max_rows: int = 100_000,
+    max_bytes: int | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> Probe:
     """Fits multinomial logistic regression on the training labels and predicts the test rows.
@@ -55,11 +61,16 @@ def probe(
       seed: of the held-out tenth, and of the rows drawn if there are too many.
       penalties: the values of lambda to choose from.
       max_rows: the fit takes at most this many training rows, drawn at random.
+      max_bytes: memory that these rows and the fits may take; there are fewer rows then, and fewer
+        fits at a time. None for no bound.
       done: called after each fit; there are `FITS`, fewer where there is nothing to choose.
 
     Returns:
       The predictions and the choice.
     """
+    fits = min(len(penalties), os.cpu_count() or 1)
+    if max_bytes is not None:
+        max_rows, fits = _bounded(train, train_labels, max_rows, fits, max_bytes)
     drawn = np.random.default_rng(seed).permutation(len(train))[:max_rows]
     # In the order of the file, which is read faster so; it may be by class, the tenth is not.
     rows = np.sort(drawn)
@@ -78,7 +89,7 @@ def probe(
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         # Stopping at the last step is good enough: the penalty is chosen by held-out accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        penalty, accuracy = _choose(x, y, held_out, sorted(penalties, reverse=True), done)
+        penalty, accuracy = _choose(x, y, held_out, sorted(penalties, reverse=True), fits, done)
         model = _fit(x, y, penalty)
         done()
     blocks = [
@@ -88,11 +99,23 @@ def probe(
     return Probe(np.concatenate(blocks), penalty, accuracy)
 
 
+def _bounded(
+    train: Rows, labels: np.ndarray, max_rows: int, fits: int, max_bytes: int
+) -> tuple[int, int]:
+    """Rows to fit on, and fits at a time, that a bound on memory leaves."""
+    # The rows, and once more the parts of them that a fit sees and that it is judged on.
+    rows_each = 4 * 2 * train.shape[1]
+    fit_each = 4 * _FIT_MATRICES * len(np.unique(labels))
+    rows = min(max_rows, len(train), max(10, max_bytes // (rows_each + fit_each)))
+    return rows, max(1, min(fits, (max_bytes // rows - rows_each) // fit_each))
+
+
 def _choose(
     x: np.ndarray,
     y: np.ndarray,
     held_out: np.ndarray,
     penalties: list[float],
+    fits: int,
     done: Callable[[], None],
 ) -> tuple[float, float | None]:
     """Returns the penalty of the highest accuracy on the held-out rows, and that accuracy."""
@@ -104,7 +127,7 @@ def _choose(
     def accuracy(penalty: float) -> float:
         return float((_fit(fit_x, fit_y, penalty).predict(test_x) == test_y).mean())
 
-    with ThreadPoolExecutor(min(len(penalties), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(fits) as pool:
         scores = []
         for score in pool.map(accuracy, penalties):
             scores.append(score)

@@ -1,21 +1,25 @@
 """The outer search: many task encoders at once, ``step(state, ...) -> (state, info)``.
 
 All tasks of a batch share each step's random split, so the representations are read once a step.
+`step` draws its splits from rows that lie on the device. Where they do not, the same step is taken
+piece by piece, with splits from elsewhere: `nothing`, `learn` from each split, `update`.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
-from hume_jax.core import inner_fit, task_encoder
+from hume_jax.core import inner_fit, subsets, task_encoder
 from hume_jax.core.inner_fit import InnerFit
-from hume_jax.core.objective import InnerSpace, Subset, objective
+from hume_jax.core.objective import Subset, objective
+from hume_jax.core.subsets import Data as Data
+from hume_jax.core.subsets import Rows as Rows
+from hume_jax.core.subsets import deal as deal
+from hume_jax.core.subsets import make_data as make_data
 
 # Steps of the fit that a warm start begins with, from zero.
 _FIRST_STEPS = 60
@@ -37,21 +41,6 @@ class Search(NamedTuple):
     anneal_temperature: float = 0.1  # factor at each anneal step
     start: str = "warm"  # of the inner fit: 'warm' | 'cold' | 'fixed' | 'random'
     inner: InnerFit = InnerFit()
-
-
-class Rows(NamedTuple):
-    """One second representation, dealt to virtual shards, in the coordinates of the inner fit."""
-
-    x: Array  # (V, m, r) float32
-    penalty: Array  # (r,) float32
-
-
-class Data(NamedTuple):
-    """The search rows. Row ``i`` of the dataset is row ``i // V`` of virtual shard ``i % V``."""
-
-    phi1: Array  # (V, m, d1) float32, unit norm
-    spaces: tuple[Rows, ...]
-    counts: Array  # (V,) int32, rows present in each shard; the rest is padding
 
 
 class State(NamedTuple):
@@ -77,36 +66,13 @@ class Info(NamedTuple):
     learning_rate: Array  # () float32
 
 
-def make_data(
-    phi1: np.ndarray, spaces: Sequence[tuple[np.ndarray, np.ndarray]], shards: int
-) -> Data:
-    """Deals the search rows to virtual shards.
+class Learned(NamedTuple):
+    """What the splits of a step that were looked at so far add up to, for S tasks."""
 
-    Args:
-      phi1: ``(n, d1)`` float32, unit norm.
-      spaces: ``(x, penalty)`` of each second space, ``(n, r)`` and ``(r,)`` float32.
-      shards: V.
-    """
-    counts = [len(range(shard, len(phi1), shards)) for shard in range(shards)]
-    return Data(
-        jnp.asarray(deal(phi1, shards)),
-        tuple(Rows(jnp.asarray(deal(x, shards)), jnp.asarray(p)) for x, p in spaces),
-        jnp.asarray(counts, jnp.int32),
-    )
-
-
-def deal(rows: np.ndarray, shards: int) -> np.ndarray:
-    """Deals rows to virtual shards: ``(n, d)`` to ``(V, ceil(n / V), d)``, padded with zeros.
-
-    Neighbours go to different shards, so a dataset stored class by class gives the same subsets,
-    up to chance, as a shuffled one.
-    """
-    n, dim = rows.shape
-    dealt = np.zeros((shards, -(-n // shards), dim), rows.dtype)
-    for shard in range(shards):
-        part = rows[shard::shards]
-        dealt[shard, : len(part)] = part
-    return dealt
+    gradients: Array  # (S, d1, K) float32, sum
+    inner: tuple[Array, ...]  # (S, K, r) float32, last inner solution in each second space
+    # (S,) float32 each, sums: objective, held-out CE, entropy, inner and adjoint residual.
+    values: tuple[Array, ...]
 
 
 def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:
@@ -119,48 +85,79 @@ def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:
       data: the search rows.
       settings: of the search.
     """
-    dim, dtype = data.phi1.shape[-1], data.phi1.dtype
+    widths = tuple(space.x.shape[-1] for space in data.spaces)
+    state = blank(seed, tasks, data.phi1.shape[-1], widths, settings, data.phi1.dtype)
+    if settings.start == "warm":
+        settings = first_settings(settings)
+        state = first_solutions(state, draw(split_key(seed, 0, 0), data, settings), settings)
+    return state
+
+
+def blank(
+    seed: Array | int,
+    tasks: Array,
+    dim: int,
+    widths: tuple[int, ...],
+    settings: Search,
+    dtype: jnp.dtype = jnp.float32,
+) -> State:
+    """The state before the first step, but for the `first_solutions` of a warm start.
+
+    Args:
+      seed: of the run.
+      tasks: ``(S,)`` int32 numbers of the tasks.
+      dim: columns of phi1.
+      widths: coordinates of the inner fit in each second space.
+      settings: of the search.
+      dtype: of the rows.
+    """
 
     def one(task: Array) -> tuple[Array, tuple[Array, ...], optax.OptState]:
         key = jax.random.fold_in(jax.random.key(seed), task)
         encoder_key, inner_key = jax.random.split(key)
         theta = task_encoder.init(encoder_key, dim, settings.n_classes, dtype)
         inner = tuple(
-            _inner_start(jax.random.fold_in(inner_key, i), settings, space)
-            for i, space in enumerate(data.spaces)
+            _inner_start(jax.random.fold_in(inner_key, i), settings, width, dtype)
+            for i, width in enumerate(widths)
         )
         return theta, inner, optimiser(settings).init(theta)
 
     theta, inner, opt = jax.vmap(one)(tasks)
-    state = State(tasks, theta, inner, opt, jnp.zeros((), jnp.int32))
-    if settings.start == "warm":
-        state = state._replace(inner=_first_solutions(state, seed, data, settings))
-    return state
+    return State(tasks, theta, inner, opt, jnp.zeros((), jnp.int32))
 
 
-def _first_solutions(state: State, seed: int, data: Data, settings: Search) -> tuple[Array, ...]:
-    """Inner solutions on the first split: the few steps that follow the labels start near them."""
+def first_settings(settings: Search) -> Search:
+    """Settings of the fit that a warm start begins with: careful whatever the search does."""
     careful = settings.inner._replace(solver="nesterov", steps=_FIRST_STEPS, step_size=0.0)
-    settings = settings._replace(inner=careful)
-    subset, starts = split(state, seed, 0, data, settings)
+    return settings._replace(inner=careful)
+
+
+def first_solutions(state: State, subset: Subset, settings: Search) -> State:
+    """A warm start: the few steps that follow the labels start near their solution.
+
+    Args:
+      state: as `blank` returns it.
+      subset: the first split of the first step.
+      settings: `first_settings` of the search; the split was made with them.
+    """
 
     def one(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
         y = task_encoder.labels(theta, subset.phi1_train, settings.temperature)
         return tuple(
             inner_fit.minimise(
-                start, space.train, y, space.penalty, space.step, steps=_FIRST_STEPS
+                start, space.train, y, space.penalty, space.step, steps=settings.inner.steps
             )[0]
             for space, start in zip(subset.spaces, starts, strict=True)
         )
 
-    return jax.vmap(one)(state.theta, starts)
+    return state._replace(inner=jax.vmap(one)(state.theta, state.inner))
 
 
-def _inner_start(key: Array, settings: Search, space: Rows) -> Array:
-    shape = (settings.n_classes, space.x.shape[-1])
+def _inner_start(key: Array, settings: Search, width: int, dtype: jnp.dtype) -> Array:
+    shape = (settings.n_classes, width)
     if settings.start in ("warm", "cold"):
-        return jnp.zeros(shape, space.x.dtype)
-    return _uniform_start(key, shape, space.x.dtype)
+        return jnp.zeros(shape, dtype)
+    return _uniform_start(key, shape, dtype)
 
 
 def _uniform_start(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -189,39 +186,16 @@ def optimiser(settings: Search) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(learning_rate))
 
 
+def split_key(seed: Array | int, step: Array | int, index: Array | int) -> Array:
+    """The key of a split: of the run's seed, the step and the split's number within it."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), index)
+
+
 def draw(key: Array, data: Data, settings: Search) -> Subset:
-    """A random split: from every virtual shard the same number of train and of test rows.
-
-    The rows drawn from a shard depend on the key and the shard's number only, so the split does not
-    depend on the number of devices or hosts the shards lie on.
-    """
-    shards, depth, _ = data.phi1.shape
-
-    def order(shard: Array, count: Array) -> Array:
-        chance = jax.random.uniform(jax.random.fold_in(key, shard), (depth,), jnp.float32)
-        ranking = jnp.argsort(jnp.where(jnp.arange(depth) < count, chance, 2.0))
-        return ranking[: settings.train_rows + settings.test_rows]
-
-    rows = jax.vmap(order)(jnp.arange(shards), data.counts)
-    train, test = rows[:, : settings.train_rows], rows[:, settings.train_rows :]
-
-    def take(x: Array, index: Array) -> Array:
-        return jax.vmap(lambda a, i: a[i])(x, index).reshape(-1, x.shape[-1])
-
-    spaces = []
-    for space in data.spaces:
-        x = take(space.x, train)
-        spaces.append(
-            InnerSpace(x, take(space.x, test), space.penalty, _step_size(x, space, settings.inner))
-        )
-    return Subset(take(data.phi1, train), take(data.phi1, test), tuple(spaces))
-
-
-def _step_size(x: Array, space: Rows, settings: InnerFit) -> Array:
-    """Step size of the inner solver; Newton's has none."""
-    if settings.step_size or settings.solver == "newton":
-        return jnp.asarray(settings.step_size, x.dtype)
-    return 2 / inner_fit.largest_curvature(x, space.penalty)
+    """A random split: from every virtual shard the same number of train and of test rows."""
+    size = settings.train_rows + settings.test_rows
+    rows = subsets.draw(key, data.counts, data.phi1.shape[1], size)
+    return subsets.take(data, rows, settings.train_rows, settings.inner)
 
 
 def step(
@@ -239,34 +213,76 @@ def step(
     Returns:
       The next state and the `Info` of this step.
     """
-    temperature_at, learning_rate_at = schedules(settings)
-    temperature = jnp.asarray(temperature_at(state.step), data.phi1.dtype)
-    tasks = state.theta.shape[0]
 
-    def one_subset(carry: tuple, index: Array) -> tuple:
-        gradients, inner = carry
-        # Only warm starts pass from one split of a step to the next.
-        before = state._replace(inner=inner) if settings.start == "warm" else state
-        subset, starts = split(before, seed, index, data, settings)
-        more, inner, values = hypergradients(
-            state.theta, starts, subset, temperature, log_prior, settings
-        )
-        return (gradients + more, inner), values
+    def one_subset(learned: Learned, index: Array) -> tuple[Learned, None]:
+        subset = draw(split_key(seed, state.step, index), data, settings)
+        return learn(state, learned, seed, index, subset, log_prior, settings), None
 
-    zeros = jnp.zeros_like(state.theta)
+    learned = nothing(state)
     if settings.subsets_per_step == 1:
-        (gradients, inner), values = one_subset((zeros, state.inner), jnp.zeros((), jnp.int32))
+        learned, _ = one_subset(learned, jnp.zeros((), jnp.int32))
     else:
-        (gradients, inner), values = jax.lax.scan(
-            one_subset, (zeros, state.inner), jnp.arange(settings.subsets_per_step)
-        )
-        gradients = gradients / settings.subsets_per_step
-        values = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)
+        learned, _ = jax.lax.scan(one_subset, learned, jnp.arange(settings.subsets_per_step))
+    return update(state, learned, settings)
+
+
+def nothing(state: State) -> Learned:
+    """What a step has learned before its first split."""
+    zeros = jnp.zeros(len(state.task), state.theta.dtype)
+    return Learned(jnp.zeros_like(state.theta), state.inner, (zeros,) * 5)
+
+
+def learn(
+    state: State,
+    learned: Learned,
+    seed: Array | int,
+    index: Array | int,
+    subset: Subset,
+    log_prior: Array,
+    settings: Search,
+) -> Learned:
+    """Adds the hypergradients on one split of a step.
+
+    Args:
+      state: of S tasks, before the step.
+      learned: from the splits before this one.
+      seed: of the run.
+      index: number of the split within the step.
+      subset: the split.
+      log_prior: ``(K,)`` log of the class prior.
+      settings: of the search.
+    """
+    # Only warm starts pass from one split of a step to the next.
+    before = state._replace(inner=learned.inner) if settings.start == "warm" else state
+    starts = inner_starts(before, split_key(seed, state.step, index), settings)
+    temperature = _temperature(state, settings)
+    gradients, inner, values = hypergradients(
+        state.theta, starts, subset, temperature, log_prior, settings
+    )
+    total = jax.tree.map(jnp.add, learned.values, values)
+    return Learned(learned.gradients + gradients, inner, total)
+
+
+def update(state: State, learned: Learned, settings: Search) -> tuple[State, Info]:
+    """Ends a step by what was learned from all of its splits.
+
+    Args:
+      state: of S tasks, before the step.
+      learned: from the step's splits.
+      settings: of the search.
+
+    Returns:
+      The next state and the `Info` of this step.
+    """
+    _, learning_rate_at = schedules(settings)
+    temperature = _temperature(state, settings)
+    gradients = learned.gradients / settings.subsets_per_step
+    values = tuple(value / settings.subsets_per_step for value in learned.values)
     updates, opt = jax.vmap(optimiser(settings).update)(gradients, state.optimiser)
     # The orthonormal image takes the place of the free matrix, so that its scale does not drift.
     theta = jax.vmap(task_encoder.orthonormalise)(optax.apply_updates(state.theta, updates))
-    kept = inner if settings.start == "warm" else state.inner
-    norm = jnp.sqrt(jnp.sum(gradients.reshape(tasks, -1) ** 2, axis=1))
+    kept = learned.inner if settings.start == "warm" else state.inner
+    norm = jnp.sqrt(jnp.sum(gradients.reshape(len(theta), -1) ** 2, axis=1))
     total, heldout_ce, entropy, inner_residual, adjoint_residual = values
     info = Info(
         total,
@@ -279,6 +295,10 @@ def step(
         learning_rate=jnp.asarray(learning_rate_at(state.step), temperature.dtype),
     )
     return State(state.task, theta, kept, opt, state.step + 1), info
+
+
+def _temperature(state: State, settings: Search) -> Array:
+    return jnp.asarray(schedules(settings)[0](state.step), state.theta.dtype)
 
 
 def split(
@@ -296,21 +316,24 @@ def split(
     Returns:
       The split, and ``(S, K, r)`` starts in each second space.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
-    subset = draw(key, data, settings)
+    key = split_key(seed, state.step, index)
+    return draw(key, data, settings), inner_starts(state, key, settings)
+
+
+def inner_starts(state: State, key: Array, settings: Search) -> tuple[Array, ...]:
+    """Where the inner fits on the split of a key start, ``(S, K, r)`` in each second space."""
     if settings.start != "random":
         # The last solutions if 'warm'; if 'cold' or 'fixed', what `init` made, which steps keep.
-        return subset, state.inner
+        return state.inner
     start_key = jax.random.fold_in(key, 2**31 - 1)
 
     def one(task: Array, w: Array, space: int) -> Array:
         task_key = jax.random.fold_in(jax.random.fold_in(start_key, task), space)
         return _uniform_start(task_key, w.shape, w.dtype)
 
-    starts = tuple(
+    return tuple(
         jax.vmap(functools.partial(one, space=i))(state.task, w) for i, w in enumerate(state.inner)
     )
-    return subset, starts
 
 
 def hypergradients(

@@ -7,6 +7,8 @@ matched to true class c, and further columns are found classes without a partner
 number of each column in labels.csv, -1 where a true class has no partner.
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -167,24 +169,31 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> N
         file.write(to_json(results).encode())
 
 
-def to_csv(splits: Mapping[str, Sequence[np.ndarray]]) -> str:
+def to_csv(
+    splits: Mapping[str, Sequence[np.ndarray]], images: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """Formats labels.csv, the same bytes for the same labels.
 
     Args:
       splits: for each split ``(labels, agreement, margin)``, such as a ``Vote``: (n,) integers and
         twice (n,) floating from 0 to 1.
+      images: the name of each row's image, for splits that were encoded from images.
 
     Returns:
-      A header and one line a row, numbered from 0 in each split.
+      A header and one line a row, numbered from 0 in each split; a column ``image`` if any split
+      has names.
     """
-    lines = ["index,split,label,agreement,margin"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["index", "split", "label", "agreement", "margin"]
+    writer.writerow([*header, "image"] if images else header)
     for split, (labels, agreement, margin) in splits.items():
-        columns = (np.asarray(column).tolist() for column in (labels, agreement, margin))
-        lines.extend(
-            f"{i},{split},{label},{share:.6f},{gap:.6f}"
-            for i, (label, share, gap) in enumerate(zip(*columns, strict=True))
-        )
-    return "\n".join(lines) + "\n"
+        columns = [np.asarray(column).tolist() for column in (labels, agreement, margin)]
+        names = (images or {}).get(split) or [""] * len(columns[0])
+        for i, (label, share, gap, name) in enumerate(zip(*columns, names, strict=True)):
+            row = [i, split, label, f"{share:.6f}", f"{gap:.6f}"]
+            writer.writerow([*row, name] if images else row)
+    return text.getvalue()
 
 
 def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.ndarray]]) -> None:

@@ -1,27 +1,58 @@
 """Checks of one array on disk: the header before anything is read, then the values."""
 
 import hashlib
+import io
+import math
 import os
+import tokenize
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
 from hume_jax.errors import UserError
+from hume_jax.representations.stored import Stored, reason
 
 # About what one block of rows takes as float32.
 _BLOCK_BYTES = 16 * 2**20
 _DIGEST_ROWS = 256
 
+# Formats of .npy that hold plain arrays: how a header is read, the bytes that give its length.
 _HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+    (1, 0): (np.lib.format.read_array_header_1_0, 2),
+    (2, 0): (np.lib.format.read_array_header_2_0, 4),
+}
+_MAGIC_BYTES = 8
+# NumPy refuses longer ones; a plain array's has about 100.
+_HEADER_BYTES = 10_000
+_MOST_DIMENSIONS = 32
+# What NumPy's reader of headers raises over what is none. It parses a Python literal, so nearly
+# anything.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+# What other files start with, and what to do with them.
+_OTHER_FILES = {
+    b"PK": "it looks like an .npz archive, give it that ending",
+    b"PAR1": "it looks like a Parquet file, give it the ending .parquet",
+    b"ARROW1": "it looks like an Arrow file, give it the ending .arrow",
+    b"\x89HDF": "it looks like an HDF5 file, read the array and save it with np.save",
+    b"\x80": "it looks like a pickle, which is never read: save the array with np.save",
 }
 
 
 # What to do about an array of Python objects.
-_SPACE_HINT = "save one plain array, np.save(file, np.stack(rows).astype(np.float32))"
+SPACE_HINT = "save one plain array, np.save(file, np.stack(rows).astype(np.float32))"
 LABELS_HINT = "save one integer for each sample, np.save(file, np.array(labels, dtype=int))"
 
 
@@ -33,7 +64,21 @@ class Scan(NamedTuple):
     first: np.ndarray  # (d,) float32, the first row
 
 
-def open_array(path: Path, hint: str = _SPACE_HINT) -> np.ndarray:
+class Header(NamedTuple):
+    """What the header of an .npy file says."""
+
+    shape: tuple[int, ...]
+    order: Literal["F", "C"]
+    dtype: np.dtype
+    length: int  # bytes of the header itself
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the whole file."""
+        return self.length + math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_array(path: Path, hint: str = SPACE_HINT) -> np.ndarray:
     """Memory-maps an .npy file after checking that it holds numbers and is complete.
 
     Args:
@@ -44,37 +89,81 @@ def open_array(path: Path, hint: str = _SPACE_HINT) -> np.ndarray:
       A read-only array of any shape, at least one value.
 
     Raises:
-      UserError: not an .npy file, object or structured dtype, cut short, empty or unreadable.
+      UserError: not an .npy file, object dtype, cut short, empty or unreadable.
     """
     try:
         with open(path, "rb") as file:
-            _check_magic(path, file.read(6))
-            file.seek(0)
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise UserError(f"{path}: .npy format {version} holds no plain array of numbers")
-            shape, fortran, dtype = _HEADERS[version](file)
-            offset = file.tell()
+            header = read_header(path, file)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path}: the .npy header is damaged: {error}") from error
-    if dtype.hasobject:
-        raise UserError(f"{path} holds Python objects (dtype {dtype}), not numbers: {hint}")
-    needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if 0 in shape or dtype.itemsize == 0:
-        raise UserError(f"{path} is empty: its shape is {shape}")
-    if size < needed:
-        raise UserError(f"{path} is cut short: {size} bytes, its header asks for {needed}")
+    check_header(path, header, size, hint)
+    return map_array(path, header)
+
+
+def read_header(path: Path | str, file: IO[bytes]) -> Header:
+    """Reads the header of an .npy file, whatever the file holds.
+
+    Args:
+      path: its name, for messages.
+      file: at its first byte; the rest is not read.
+
+    Raises:
+      UserError: it is no .npy file of a plain array, or its header is damaged.
+    """
+    start = file.read(_MAGIC_BYTES)
+    _check_magic(path, start)
+    version = tuple(start[len(np.lib.format.MAGIC_PREFIX) :])
+    if version not in _HEADERS:
+        raise UserError(f"{path}: .npy format {version} holds no plain array of numbers")
+    parse, length_bytes = _HEADERS[version]
+    try:
+        prefix = file.read(length_bytes)
+        length = int.from_bytes(prefix, "little")
+        if length > _HEADER_BYTES:
+            raise ValueError(f"it is said to be {length} bytes long")
+        with warnings.catch_warnings():
+            # About headers that Python 2 wrote, which are sound, and about text that is no header.
+            warnings.simplefilter("ignore")
+            shape, fortran, dtype = parse(io.BytesIO(prefix + file.read(length)))
+        _check_shape(shape, dtype)
+    except _MALFORMED as error:
+        raise UserError(f"{path}: the .npy header is damaged: {reason(error)}") from error
     order: Literal["F", "C"] = "F" if fortran else "C"
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)
+    return Header(shape, order, dtype, _MAGIC_BYTES + length_bytes + length)
 
 
-def check_space(path: Path, array: np.ndarray) -> None:
-    """Raises a `UserError` unless the array is (n, d) float16, float32 or float64.
+def _check_shape(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if len(shape) > _MOST_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"it claims the shape {shape}")
+    if dtype.subdtype is not None:
+        raise ValueError(f"dtype {dtype} is an array in itself")
+
+
+def check_header(path: Path | str, header: Header, size: int, hint: str) -> None:
+    """Raises a `UserError` unless a file of `size` bytes can hold what its header says."""
+    if header.dtype.hasobject:
+        raise UserError(f"{path} holds Python objects (dtype {header.dtype}), not numbers: {hint}")
+    if 0 in header.shape or header.dtype.itemsize == 0:
+        raise UserError(f"{path} is empty: its shape is {header.shape}")
+    if size < header.needed:
+        raise UserError(f"{path} is cut short: {size} bytes, its header asks for {header.needed}")
+
+
+def map_array(path: Path, header: Header, start: int = 0) -> np.ndarray:
+    """Memory-maps, read-only, what a header describes that lies at byte `start` of a file."""
+    return np.memmap(
+        path,
+        dtype=header.dtype,
+        mode="r",
+        offset=start + header.length,
+        shape=header.shape,
+        order=header.order,
+    )
+
+
+def check_space(path: Path, array: Stored | np.ndarray) -> None:
+    """Raises a `UserError` unless the array is (n, d) float16, bfloat16, float32 or float64.
 
     float64 is read as float32.
     """
@@ -83,30 +172,43 @@ def check_space(path: Path, array: np.ndarray) -> None:
             f"{path} has shape {array.shape}, a representation has two dimensions: "
             "one row for each sample"
         )
-    # float64 is accepted since NumPy saves it by default.
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+    # float64 is accepted since NumPy saves it by default. bfloat16 is no kind of NumPy's own.
+    plain = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    if not plain and array.dtype.name != "bfloat16":
         raise UserError(
             f"{path} has dtype {array.dtype}, a representation is float16 or float32 (float64 is "
             "read as float32): save it with .astype(np.float32)"
         )
 
 
-def check_labels(path: Path, labels: np.ndarray, n: int, other: Path) -> None:
-    """Raises a `UserError` unless labels are n int64 values, as many as `other` has rows."""
+def check_labels(path: Path, labels: Stored | np.ndarray, n: int, other: Path) -> None:
+    """Raises a `UserError` unless labels are n integers or texts, as many as `other` has rows."""
     if labels.ndim != 1:
         raise UserError(f"{path} has shape {labels.shape}, labels have one dimension: ({n},)")
-    if labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "iuUS":
         raise UserError(
-            f"{path} has dtype {labels.dtype}, labels are integers: save them with .astype(int)"
+            f"{path} has dtype {labels.dtype}, labels are integers or class names: save them with "
+            ".astype(int)"
         )
-    if len(labels) != n:
-        raise UserError(f"{path} holds {len(labels)} labels, {other} has {n} rows")
+    if labels.shape[0] != n:
+        raise UserError(f"{path} holds {labels.shape[0]} labels, {other} has {n} rows")
+
+
+def check_label_values(path: Path, labels: np.ndarray) -> None:
+    """Raises a `UserError` if a label is too large for int64, or a class name empty."""
     # As int64 they would become negative.
     if labels.dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
         raise UserError(
             f"{path} holds the label {labels.max()}, labels are less than 2**63: "
             "number the classes from 0"
         )
+    if labels.dtype.kind in "US":
+        nameless = np.flatnonzero(labels == labels.dtype.type())
+        if len(nameless):
+            raise UserError(
+                f"{path} has no class name in row {nameless[0]} (counted from 0): labels are "
+                "integers or class names, one for every row"
+            )
 
 
 def scan(path: Path, array: np.ndarray) -> Scan:
@@ -174,10 +276,8 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
         return np.asarray(array, dtype=np.float32)
 
 
-def _check_magic(path: Path, magic: bytes) -> None:
-    if magic == np.lib.format.MAGIC_PREFIX:
+def _check_magic(path: Path | str, start: bytes) -> None:
+    if start.startswith(np.lib.format.MAGIC_PREFIX):
         return
-    hint = "save the array with np.save"
-    if magic[:2] == b"PK":
-        hint = "it looks like an .npz archive, save the one array in it with np.save"
-    raise UserError(f"{path} is not an .npy file: {hint}")
+    hints = (hint for magic, hint in _OTHER_FILES.items() if start.startswith(magic))
+    raise UserError(f"{path} is not an .npy file: {next(hints, 'save the array with np.save')}")

@@ -56,6 +56,33 @@ def joined_rows(
     return joined * np.float32(len(parts) ** -0.5) if kind == "rows" else joined
 
 
+class NormalisedRows:
+    """Rows of a space over all of its splits, read and normalised as they are asked for."""
+
+    def __init__(self, spaces: Sequence[Space], stats: Sequence[Statistics], kind: Kind) -> None:
+        """Takes what `joined_rows` takes.
+
+        Args:
+          spaces: the space in each of some splits, stacked by rows.
+          stats: the statistics of each file.
+          kind: `rows` (centre, unit norm) or `stored`.
+        """
+        self._files = list(zip(*(space.arrays for space in spaces), strict=True))
+        self._stats, self._kind = stats, kind
+        self.shape = sum(map(len, self._files[0])), spaces[0].columns
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Returns (m, d) float32 rows by number."""
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        taken = [_take(arrays, rows) for arrays in self._files]
+        return joined_rows(taken, self._stats, self._kind)
+
+
 def inner_rows(
     arrays: Sequence[np.ndarray],
     *,
@@ -101,7 +128,9 @@ def _apply(features: np.ndarray, change: Coordinates, keep: bool) -> InnerRows:
 
 def _take(arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Rows of stacked arrays, without stacking them."""
-    taken = np.empty((len(rows), arrays[0].shape[1]), arrays[0].dtype)
+    dtypes = {array.dtype for array in arrays}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.float32
+    taken = np.empty((len(rows), arrays[0].shape[1]), dtype)
     start = 0
     for array in arrays:
         here = (rows >= start) & (rows < start + len(array))

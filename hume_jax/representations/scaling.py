@@ -5,14 +5,20 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hume_jax.errors import UserError
 from hume_jax.representations import checks
 
 # `rows` is for phi1, `scale` for phi2, `stored` leaves a space as it is.
 Kind = Literal["rows", "scale", "stored"]
 
-_ONE = np.asarray(1, np.float32)
+# The scale of what is not scaled.
+ONE = np.asarray(1, np.float32)
 # A centred row at most this long, against the row and the mean, is rounding and counts as zero.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
+# Largest share of rows of zero norm that a search accepts.
+_ZERO_ROWS = 0.01
+# What `judge_zero_rows` says of rows that equal the mean.
+ZERO_ONCE_CENTRED = "zero norm once the mean is taken off"
 
 
 class Statistics(NamedTuple):
@@ -35,7 +41,7 @@ def statistics(arrays: Sequence[np.ndarray], *, kind: Kind) -> Statistics:
     """
     d = arrays[0].shape[1]
     if kind == "stored":
-        return Statistics(np.zeros(d, np.float32), _ONE)
+        return Statistics(np.zeros(d, np.float32), ONE)
     n = sum(len(array) for array in arrays)
     total = np.zeros(d, np.float64)
     for array in arrays:
@@ -43,7 +49,7 @@ def statistics(arrays: Sequence[np.ndarray], *, kind: Kind) -> Statistics:
             total += block.sum(axis=0, dtype=np.float64)
     mean = (total / n).astype(np.float32)
     if kind == "rows":
-        return Statistics(mean, _ONE)
+        return Statistics(mean, ONE)
     # A second pass: the mean of squares less the square of the mean would cancel.
     squares = 0.0
     for array in arrays:
@@ -85,7 +91,25 @@ def normalise(array: np.ndarray, stats: Statistics, kind: Kind) -> np.ndarray:
 
 def is_zero(centred: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Returns which centred rows are zero but for the rounding of the mean, (n,) bool."""
-    return _norms(centred) <= _ROUNDING * (_norms(rows) + float(np.linalg.norm(mean)))
+    return _norms(centred) <= ROUNDING * (_norms(rows) + float(np.linalg.norm(mean)))
+
+
+def judge_zero_rows(zero_rows: int, n: int, path: str, what: str) -> list[str]:
+    """Returns a warning about rows that unit norm cannot be given to, if there are any.
+
+    Args:
+      zero_rows: number of them.
+      n: searched rows.
+      path: the file, for the message.
+      what: is wrong with them.
+
+    Raises:
+      UserError: they are more than 1 %.
+    """
+    text = f"{path}: {zero_rows} of {n} rows have {what}"
+    if zero_rows > _ZERO_ROWS * n:
+        raise UserError(f"{text}, more than 1 %: encode these samples again or leave them out")
+    return [text] if zero_rows else []
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:

@@ -1,38 +1,37 @@
 """Representation spaces on disk: open, check, memory-map, normalise, write.
 
-A space is an (n, d) `.npy` file, float16 or float32 (float64 is read as float32), rows in the
-dataset's order; the two spaces of a dataset share their rows. Files are read in blocks; `normalise`
-makes the one copy in memory.
+A space is an (n, d) array in one of the formats of `formats`, float16 or float32 (float64 is read
+as float32), rows in the dataset's order; the two spaces of a dataset share their rows. Files are
+read in blocks; `normalise` makes the one copy in memory.
 """
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
-from hume_jax.representations import checks, scaling
+from hume_jax.representations import checks, class_names, formats, headers, scaling
+from hume_jax.representations.formats import find_array as find_array
+from hume_jax.representations.headers import ARCHIVE as ARCHIVE
 from hume_jax.representations.scaling import Statistics as Statistics
 from hume_jax.representations.scaling import normalise as normalise
 from hume_jax.representations.scaling import statistics as statistics
+from hume_jax.representations.stored import Stored
 
-ARCHIVE = "https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip"
-
-# A path that starts so is looked for among the data that comes with the package.
-PACKAGE_PREFIX = "hume_jax:"
-_PACKAGE_DATA = Path(__file__).resolve().parents[1] / "data"
-
-# Largest share of zero rows that a search accepts.
-_ZERO_ROWS = 0.01
+_NO_TEST_ROWS = (
+    "setting=transductive searches the test rows too: give data.test.phi1 and data.test.phi2, or "
+    "set setting=inductive"
+)
 
 
 class Space(NamedTuple):
     """One representation of the rows of a split, in one or several files."""
 
-    arrays: tuple[np.ndarray, ...]  # (n, d_j) float16, float32 or float64, memory-mapped
+    # (n, d_j) float16, bfloat16, float32 or float64, memory-mapped where the format allows it
+    arrays: tuple[np.ndarray, ...]
     paths: tuple[str, ...]
     scans: tuple[checks.Scan, ...]  # what `open_dataset` saw in each
 
@@ -63,14 +62,15 @@ def open_dataset(data: Any) -> Dataset:
 
     Args:
       data: the config's `data` section: `train` and `test`, each with `phi1` and `phi2` (a path or
-        a tuple of paths) and `labels` (a path), '' for what is not given.
+        a tuple of paths) and `labels` (a path), '' for what is not given; paths as in `formats`.
 
     Returns:
       The splits, memory-mapped; `test` is None if its phi1 is not given.
 
     Raises:
       UserError: files missing (all of them are named), not arrays of numbers, of the wrong shape
-        or dtype, of differing row counts, NaN or infinite values, or labels that do not fit.
+        or dtype, of differing row counts, too large to be read, NaN or infinite values, or labels
+        that do not fit.
     """
     return scan_files(open_files(data))
 
@@ -110,26 +110,43 @@ def fingerprint(dataset: Dataset) -> dict[str, list[str]]:
 def open_files(data: Any) -> Dataset:
     """Opens the files of a dataset and checks what their headers say.
 
-    Takes and returns what `open_dataset` does, at once whatever the size of the files: their values
-    are not looked at, and `Space.scans` is empty.
+    Takes and returns what `open_dataset` does. What can be memory-mapped is there at once whatever
+    its size, the rest is read; values are not looked at, and `Space.scans` is empty. The headers of
+    all files are checked before anything is read.
     """
-    for name in ("train.phi1", "train.phi2"):
-        section, field = name.split(".")
-        if not data[section][field]:
-            raise UserError(
-                f"config field 'data.{name}' is not given: --config.data.{name}=FILE.npy"
-            )
-    has_test = bool(data["test"]["phi1"])
-    if not has_test and (data["test"]["phi2"] or data["test"]["labels"]):
-        raise UserError("config field 'data.test.phi1' is not given, other test files are")
-    _check_present(data)
-    train = _open_split("train", data["train"])
-    test = _open_split("test", data["test"]) if has_test else None
-    if test is not None:
-        _check_same_columns(train.phi1, test.phi1, "phi1")
-        if test.phi2.arrays:
-            _check_same_columns(train.phi2, test.phi2, "phi2")
-    return Dataset(train, test)
+    files = [split for split in headers.open_headers(data) if split is not None]
+    formats.check_memory(array for split in files for array in split.arrays)
+    splits = [_read_split(split) for split in files]
+    numbers = class_names.numbers(
+        [(file.labels_path, split.labels) for file, split in zip(files, splits, strict=True)]
+    )
+    train, *test = [
+        split._replace(labels=labels) for split, labels in zip(splits, numbers, strict=True)
+    ]
+    return Dataset(train, test[0] if test else None)
+
+
+def check_headers(
+    data: Any, n_classes: int, setting: str, coming: Mapping[str, Stored] | None = None
+) -> None:
+    """Checks what `open_files` and `check_classes` do, and reads nothing but headers.
+
+    Args:
+      data: the config's `data` section.
+      n_classes: K.
+      setting: `inductive` or `transductive`.
+      coming: the headers of arrays that will be there, by their path.
+
+    Raises:
+      UserError: as those two.
+    """
+    train, test = headers.open_headers(data, coming)
+    n = train.n
+    if setting == "transductive":
+        if test is None or not test.phi2.arrays:
+            raise UserError(_NO_TEST_ROWS)
+        n += test.n
+    _check_counts(n_classes, n, sum(array.shape[1] for array in train.phi1.arrays))
 
 
 def search_splits(dataset: Dataset, setting: str) -> tuple[Split, ...]:
@@ -137,10 +154,7 @@ def search_splits(dataset: Dataset, setting: str) -> tuple[Split, ...]:
     if setting == "inductive":
         return (dataset.train,)
     if dataset.test is None or not dataset.test.phi2.arrays:
-        raise UserError(
-            "setting=transductive searches the test rows too: give data.test.phi1 and "
-            "data.test.phi2, or set setting=inductive"
-        )
+        raise UserError(_NO_TEST_ROWS)
     return (dataset.train, dataset.test)
 
 
@@ -180,7 +194,10 @@ def check_search(
 def check_classes(dataset: Dataset, n_classes: int, setting: str) -> None:
     """Checks the number of classes against the shapes, as `check_search` does."""
     n = sum(split.n for split in search_splits(dataset, setting))
-    columns = dataset.train.phi1.columns
+    _check_counts(n_classes, n, dataset.train.phi1.columns)
+
+
+def _check_counts(n_classes: int, n: int, columns: int) -> None:
     if n_classes < 2:
         raise UserError(f"n_classes is {n_classes}, there must be at least 2 classes")
     if n_classes > n:
@@ -198,74 +215,13 @@ def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def find_array(path: str) -> Path:
-    """Returns where a path of the config points: `hume_jax:NAME` is data of the package."""
-    if path.startswith(PACKAGE_PREFIX):
-        return _PACKAGE_DATA / path.removeprefix(PACKAGE_PREFIX)
-    return Path(path).expanduser()
-
-
-def _paths(value: str | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,) if value else ()
-    return tuple(value)
-
-
-def _check_present(data: Any) -> None:
-    """Raises one error that names every file that is not there."""
-    missing = [
-        (f"data.{split}.{field}", path)
-        for split in ("train", "test")
-        for field in ("phi1", "phi2", "labels")
-        for path in _paths(data[split][field])
-        # Not Path.is_file, which raises where a folder on the way may not be read.
-        if not os.path.isfile(find_array(path))
-    ]
-    if not missing:
-        return
-    count = "1 file" if len(missing) == 1 else f"{len(missing)} files"
-    listed = ", ".join(f"{field}={path}{_instead(path)}" for field, path in missing)
-    text = f"{count} not found: {listed} (looked in {Path.cwd()})"
-    if any(path.startswith(("data/representations/", "data/labels/")) for _, path in missing):
-        text += f". Either get the authors' arrays, {ARCHIVE}, and unzip them here, or encode the"
-        text += " images yourself and give your .npy files, one row for each image, with"
-        text += f" --config.{missing[0][0]}=FILE and so on"
-    else:
-        text += f": set --config.{missing[0][0]}=FILE to an .npy file that is there"
-    optional = [field for field, _ in missing if field.endswith("labels") or field.count("test")]
-    if len(optional) == len(missing):
-        text += "; labels and test files may also be left out, --config.FIELD=''"
-    raise UserError(text)
-
-
-def _instead(path: str) -> str:
-    """Says what stands where a file is missing."""
-    found = find_array(path)
-    if os.path.isdir(found):
-        return ", which is a folder"
-    if os.path.islink(found):
-        return f", which is a broken link to {os.readlink(found)}"
-    return ", which is not a regular file" if os.path.exists(found) else ""
-
-
-def _open_split(name: str, fields: Any) -> Split:
-    phi1, phi2 = (_open_space(_paths(fields[field])) for field in ("phi1", "phi2"))
-    n = len(phi1.arrays[0])
-    first = phi1.paths[0]
-    for space in (phi1, phi2):
-        for path, array in zip(space.paths, space.arrays, strict=True):
-            if len(array) != n:
-                raise UserError(
-                    f"{first} {phi1.arrays[0].shape} and {path} {array.shape} differ in rows: "
-                    f"the {name} files must hold the same samples in the same order"
-                )
-    labels = None
-    if fields["labels"]:
-        labels_path = find_array(fields["labels"])
-        stored = checks.open_array(labels_path, checks.LABELS_HINT)
-        checks.check_labels(labels_path, stored, n, find_array(first))
-        labels = np.asarray(stored, dtype=np.int64)
-    return Split(phi1, phi2, labels, n)
+def _read_split(split: headers.Split) -> Split:
+    phi1, phi2 = (
+        Space(tuple(array.read() for array in space.arrays), space.paths, ())
+        for space in (split.phi1, split.phi2)
+    )
+    labels = None if split.labels is None else split.labels.read()
+    return Split(phi1, phi2, labels, split.n)
 
 
 def _scan_split(split: Split) -> Split:
@@ -275,29 +231,6 @@ def _scan_split(split: Split) -> Split:
 def _scan_space(space: Space) -> Space:
     files = zip(space.paths, space.arrays, strict=True)
     return space._replace(scans=tuple(checks.scan(find_array(path), a) for path, a in files))
-
-
-def _open_space(paths: tuple[str, ...]) -> Space:
-    arrays = []
-    for path in paths:
-        array = checks.open_array(find_array(path))
-        checks.check_space(find_array(path), array)
-        arrays.append(array)
-    return Space(tuple(arrays), paths, ())
-
-
-def _check_same_columns(train: Space, test: Space, name: str) -> None:
-    if len(train.arrays) != len(test.arrays):
-        raise UserError(
-            f"data.train.{name} has {len(train.arrays)} files, data.test.{name} has "
-            f"{len(test.arrays)}: give the same spaces for both"
-        )
-    for j, (a, b) in enumerate(zip(train.arrays, test.arrays, strict=True)):
-        if a.shape[1] != b.shape[1]:
-            raise UserError(
-                f"{train.paths[j]} {a.shape} and {test.paths[j]} {b.shape} differ in columns: "
-                f"{name} must come from the same model for train and test"
-            )
 
 
 def _constant(scans: Sequence[checks.Scan]) -> np.ndarray:
@@ -320,7 +253,7 @@ def _check_values(name: str, spaces: Sequence[Space], j: int, n: int) -> list[st
     if constant:
         warnings.append(f"{path}: {constant} of {len(scans[0].constant)} columns are constant")
     zero_rows = sum(scan.zero_rows for scan in scans)
-    return warnings + _judge_zero_rows(zero_rows, n, path, "zero norm")
+    return warnings + scaling.judge_zero_rows(zero_rows, n, path, "zero norm")
 
 
 def _check_centred(arrays: Sequence[np.ndarray], path: str) -> list[str]:
@@ -331,11 +264,4 @@ def _check_centred(arrays: Sequence[np.ndarray], path: str) -> list[str]:
     for array in arrays:
         for _, block in checks.blocks(array):
             zero_rows += int(np.count_nonzero(scaling.is_zero(block - mean, block, mean)))
-    return _judge_zero_rows(zero_rows, n, path, "zero norm once the mean is taken off")
-
-
-def _judge_zero_rows(zero_rows: int, n: int, path: str, what: str) -> list[str]:
-    text = f"{path}: {zero_rows} of {n} rows have {what}"
-    if zero_rows > _ZERO_ROWS * n:
-        raise UserError(f"{text}, more than 1 %: encode these samples again or leave them out")
-    return [text] if zero_rows else []
+    return scaling.judge_zero_rows(zero_rows, n, path, scaling.ZERO_ONCE_CENTRED)

@@ -1,11 +1,14 @@
 """k-means and the supervised probe on data where the answer is known."""
 
+import threading
+
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
 from hume_jax.baselines import kmeans as kmeans_module
+from hume_jax.baselines import probe as probe_module
 from hume_jax.baselines.kmeans import kmeans
 from hume_jax.baselines.probe import probe
 from hume_jax.evaluation import metrics
@@ -121,3 +124,41 @@ def test_probe_with_one_class_and_with_single_rows_of_a_class() -> None:
 
 def test_probe_on_constant_rows() -> None:
     assert probe(np.ones((20, 3)), np.arange(20) % 2, np.ones((4, 3))).labels.shape == (4,)
+
+
+def test_kmeans_within_a_bound_on_memory() -> None:
+    train, true = blobs(2000, 5, 8, 10.0, 1)
+    sizes, starts = [], []
+    fit = kmeans_module._fit
+
+    def watched(rows: np.ndarray, *rest: int) -> KMeans:
+        sizes.append(rows.nbytes)
+        starts.append(threading.active_count())
+        return fit(rows, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kmeans_module, "_fit", watched)
+        patch.setattr(kmeans_module.os, "cpu_count", lambda: 10)
+        before = threading.active_count()
+        labels = kmeans(train, None, 5, max_bytes=3 * 4 * 8 * 500)[0]
+    # A third for the rows, and a copy for each of two starts at a time.
+    assert set(sizes) == {4 * 8 * 500}
+    assert max(starts) == before + 2
+    assert metrics.clustering_accuracy(labels, true) == 1.0
+    np.testing.assert_array_equal(
+        kmeans(train, None, 5, max_bytes=2**30)[0], kmeans(train, None, 5)[0]
+    )
+
+
+def test_probe_within_a_bound_on_memory() -> None:
+    (train, true), (test, test_true) = blobs(2000, 5, 8, 3.0, 1), blobs(200, 5, 8, 3.0, 2)
+    # A row: 8 values twice, and for each fit three of each of the five classes.
+    each = 4 * (2 * 8 + 3 * 5)
+    assert probe_module._bounded(train, true, 100_000, 4, 300 * each) == (300, 1)
+    assert probe_module._bounded(train, true, 100_000, 4, 2000 * (each + 4 * 3 * 5)) == (2000, 2)
+    assert probe_module._bounded(train, true, 100, 4, 2**30) == (100, 4)
+    result = probe(train, true, test, max_bytes=300 * each)
+    assert (result.labels == test_true).mean() > 0.95
+    np.testing.assert_array_equal(
+        probe(train, true, test, max_bytes=2**30).labels, probe(train, true, test).labels
+    )

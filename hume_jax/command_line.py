@@ -1,0 +1,137 @@
+"""What the commands share: the config's flags, and each mistake answered with one line."""
+
+import logging
+import re
+import sys
+import types
+from collections.abc import Callable
+from typing import TypeVar
+
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+from ml_collections.config_flags import config_path
+
+from hume_jax import config as config_lib
+from hume_jax.errors import UserError
+
+_T = TypeVar("_T")
+# What a field of each type takes, in words.
+_TAKES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: 'numbers in brackets and quotes, "(10,20)"',
+}
+FLAGS = flags.FLAGS
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, FILE.py or FILE.py:variant. Its fields are set by --config.FIELD=VALUE.",
+    lock_config=True,
+)
+
+_HELP = re.compile(r"--?(help(short|full|xml)?|h|\?)$")
+_FIELD = re.compile(r"--?(no)?config\.(?P<name>[^=]+)")
+
+
+def given() -> tuple[config_dict.ConfigDict, str]:
+    """Returns the config that the flags give, not resolved, and how `--config` names it."""
+    return _CONFIG.value, config_flags.get_config_filename(FLAGS["config"])
+
+
+def load_encoding() -> types.ModuleType:
+    """Imports what encodes images.
+
+    Raises:
+      UserError: a package that it needs is not installed.
+    """
+    try:
+        from hume_jax import encoding
+    except ImportError as error:
+        raise UserError(
+            f'encoding images needs more packages ({error}): pip install "hume_jax[images]"'
+        ) from error
+    return encoding
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: `main` is given the arguments that are left once the flags are read."""
+    # At level INFO it reports every kind of accelerator that this machine does not have.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    app.run(_guarded(main), flags_parser=_guarded(parse_flags))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the flags, answering each mistake with one line.
+
+    Args:
+      argv: the command line, as in `sys.argv`.
+
+    Returns:
+      What is left of it: the name of the program.
+
+    Raises:
+      UserError: no config, or one that cannot be loaded; an unknown flag or field; a value that is
+        not of its field's type.
+    """
+    argv = FLAGS.read_flags_from_files(argv, force_gnu=False)
+    if any(_HELP.match(arg) for arg in argv):
+        return FLAGS(argv)
+    at, spec = _find_config(argv)
+    # Loaded here first: `config_flags` wraps what goes wrong in a traceback of its own.
+    config = config_lib.load(spec)
+    for arg in argv:
+        if match := _FIELD.match(arg):
+            config_lib.check_field(match["name"], config)
+    name, colon, variant = spec.partition(":")
+    argv = [*argv[:at], f"--config={config_lib.locate(name)}{colon}{variant}", *argv[at + 1 :]]
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(_tidy(str(error), config)) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    return rest
+
+
+def _find_config(argv: list[str]) -> tuple[int, str]:
+    """Returns where --config stands, as one argument, and what it says."""
+    found = [i for i, arg in enumerate(argv) if re.match(r"--?config(=|$)", arg)]
+    if not found:
+        raise UserError(
+            "no config: give --config=configs/quickstart.py, or another of "
+            f"{', '.join(config_lib.names())}"
+        )
+    if len(found) > 1:
+        raise UserError("--config is given twice")
+    at = found[0]
+    flag, equals, spec = argv[at].partition("=")
+    if not equals and at + 1 < len(argv):
+        spec = argv.pop(at + 1)
+    if not spec:
+        raise UserError(f"{flag} needs a file: --config=configs/quickstart.py")
+    return at, spec
+
+
+def _tidy(text: str, config: config_dict.ConfigDict) -> str:
+    """Rewords what absl says about a field's value: `flag --config.n_tasks=x: invalid ...`."""
+    match = re.match(r"flag --config\.([^=]+)=(.*?): ", text, re.DOTALL)
+    if not match:
+        return text[:1].lower() + text[1:]
+    kind = config_path.get_type(match[1], config)
+    takes = _TAKES.get(kind, "paths: a.npy, or \"('a.npy','b.npy')\" in quotes")
+    return f"config field {match[1]!r} cannot be {match[2]!r}: it takes {takes}"
+
+
+def _guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
+    """Turns a `UserError` into one line and exit status 2."""
+
+    def call(argv: list[str]) -> _T:
+        try:
+            return function(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return call

@@ -1,0 +1,73 @@
+r"""Encodes images to the arrays that a config names, and does nothing else.
+
+    python -m hume_jax.encode --config=configs/images.py --config.images.train=photos
+    python -m hume_jax.encode --config=configs/stl10.py:phi2=clip
+    python -m hume_jax.encode --list
+
+`hume_jax.main` does the same before it searches. Stopped at any moment, the same command goes on
+with the rows that are not on disk yet. Several hosts share the rows; they run the same command, on
+a file system that all of them see:
+
+    python -m hume_jax.encode --config=... --distributed=auto
+    python -m hume_jax.encode --config=... --distributed=10.0.0.1:1234 --processes=2 --process=0
+"""
+
+import sys
+
+from absl import flags
+
+from hume_jax import command_line
+from hume_jax import config as config_lib
+from hume_jax.errors import UserError
+
+flags.adopt_module_key_flags(command_line)
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "Several hosts: 'auto' where the cluster knows them, or HOST:PORT of process 0.",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes, with --distributed=HOST:PORT."
+)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
+
+
+def main(argv: list[str]) -> None:
+    """Encodes what the flags say."""
+    del argv  # all of it is in FLAGS
+    config, _ = command_line.given()
+    config = config_lib.resolve(config, search=False)
+    if not any(config.encode[name] for name in ("phi1", "phi2")):
+        raise UserError(
+            "nothing to encode: name an encoder, --config.encode.phi1=dinov2_vits14, and images, "
+            "--config.images.train=FOLDER (--list names the encoders)"
+        )
+    from hume_jax import parallel
+
+    encoding = command_line.load_encoding()
+
+    processes = parallel.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        config = encoding.ensure(config, processes)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the images left", file=sys.stderr)
+        sys.exit(130)
+    if processes.number == 0:
+        for split in ("train", "test"):
+            for name, value in config.data[split].items():
+                if value:
+                    print(f"data.{split}.{name}: {value}")
+
+
+def run() -> None:
+    """`python -m hume_jax.encode`."""
+    if "--list" in sys.argv[1:]:
+        from hume_jax.representations.encoders import presets
+
+        print(presets.describe())
+        return
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,320 @@
+"""From images to the arrays that a config names: what is missing is encoded, what is there is kept.
+
+An array that `data.SPLIT.phi1` or `phi2` names and that is not there is made from the images of
+`images.SPLIT` by the encoder of `encode.phi1` or `phi2`. Stopped at any moment, the same command
+goes on with the rows that are not on disk yet.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import config_dict
+
+import hume_jax
+from hume_jax.errors import UserError
+from hume_jax.parallel import ALONE, Processes
+from hume_jax.progress import count
+from hume_jax.representations import images, side_file, store
+from hume_jax.representations.encode import encode
+from hume_jax.representations.encoders import presets
+from hume_jax.representations.image_table import ImageTable
+from hume_jax.representations.stored import Stored
+
+# Where `encode.threads` leaves it open: more only wait for the disk.
+_MOST_THREADS = 16
+
+
+class Array(NamedTuple):
+    """One array to have."""
+
+    field: str  # of the config, "data.train.phi1"
+    split: str
+    spec: str  # of the encoder
+    name: str  # the path as the config has it
+    path: Path
+
+
+class Job(NamedTuple):
+    """What is to be done for the images of a split."""
+
+    split: str
+    source: images.Source | None  # None: they are gone, and all arrays are there
+    missing: tuple[Array, ...]
+    table: ImageTable
+
+
+def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[Array]]:
+    """Says where every encoded array lies.
+
+    Args:
+      config: resolved.
+
+    Returns:
+      The config with a path in every field of `data` that images and an encoder are given for,
+      and these arrays.
+
+    Raises:
+      UserError: an encoder without images or the other way round, an unknown encoder, or as many
+        paths as encoders are not given.
+    """
+    values = config.to_dict()
+    arrays: list[Array] = []
+    for name in ("phi1", "phi2"):
+        specs = _several(values["encode"][name])
+        if not specs:
+            continue
+        for spec in specs:
+            presets.parse(spec)
+        if not values["images"]["train"]:
+            raise UserError(
+                f"config field 'encode.{name}' names an encoder, but 'images.train' no images: "
+                "--config.images.train=FOLDER, FILE.tar, FILE.zip or tfds:NAME/SPLIT"
+            )
+        for split in ("train", "test"):
+            if values["images"][split]:
+                arrays += _fill_field(values, split, name, specs)
+    return config_dict.ConfigDict(values).lock(), arrays
+
+
+def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str, ...]) -> list:
+    field, section = f"data.{split}.{name}", values["data"][split]
+    given = _several(section[name])
+    if not given:
+        folder = _folder(values, split)
+        given = tuple(str(folder / f"{_slug(spec)}.npy") for spec in specs)
+        section[name] = given[0] if len(given) == 1 else given
+    if len(given) != len(specs):
+        raise UserError(
+            f"config field {field!r} names {count(len(given), 'array')}, 'encode.{name}' "
+            f"{count(len(specs), 'encoder')}: give one path for each encoder, or none"
+        )
+    found = []
+    for path, spec in zip(given, specs, strict=True):
+        if not path.endswith(".npy"):
+            raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
+        found.append(Array(field, split, spec, path, store.find_array(path)))
+    return found
+
+
+def _folder(values: Any, split: str) -> Path:
+    """Where what is made from the images of a split lies: named for them, and unlike any other."""
+    where = values["images"][split]
+    stem = _stem(where)
+    full = where if where.startswith("tfds:") else str(Path(where).expanduser().resolve())
+    digest = hashlib.sha256(full.encode()).hexdigest()[:6]
+    return Path(values["encode"]["folder"]) / f"{stem}-{digest}"
+
+
+def _stem(where: str) -> str:
+    """A file name for images: `tfds:stl10/train` -> stl10-train, `a/b.tar` -> b."""
+    name = where.removeprefix("tfds:")
+    if name == where:
+        name = re.sub(r"\.(tar|zip)$", "", Path(where).expanduser().resolve().name)
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
+
+
+def _several(value: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,) if value else ()
+    return tuple(value)
+
+
+def _slug(spec: str) -> str:
+    """A file name for an encoder's spec: the preset, and a digest of its options."""
+    preset, colon, options = spec.partition(":")
+    return f"{preset}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if colon else preset
+
+
+def ensure(
+    config: config_dict.ConfigDict,
+    processes: Processes = ALONE,
+    check: Callable[[config_dict.ConfigDict, Mapping[str, Stored]], None] = lambda *_: None,
+) -> config_dict.ConfigDict:
+    """Encodes what is missing of the arrays that a config asks for.
+
+    Args:
+      config: resolved.
+      processes: which part of the rows is this process's.
+      check: called with the config and the headers of the arrays to come, by path, when all that
+        is known of images, encoders and disk is good, and before the first image is encoded.
+
+    Returns:
+      The config with the paths of all arrays, and of the labels that came with the images.
+
+    Raises:
+      UserError: whatever is wrong with images, encoders, weights or disk, before any long work;
+        an image that cannot be read, unless `images.broken` is `skip`.
+    """
+    config, arrays = fill(config)
+    jobs = [
+        _job(config, split, [array for array in arrays if array.split == split])
+        for split in dict.fromkeys(array.split for array in arrays)
+    ]
+    coming = _coming(config, jobs)
+    check(config, coming)
+    _check_disk(jobs, coming)
+    encoders = [presets.parse(array.spec) for job in jobs for array in job.missing]
+    # Weights that are missing are known before the first image. They are read once more when their
+    # turn comes: the largest take gigabytes.
+    for encoder in {encoder.spec: encoder for encoder in encoders[1:]}.values():
+        presets.load(encoder)
+    for job in jobs:
+        for array in job.missing:
+            _encode(config, job, array, processes)
+    return _with_labels(config, jobs, processes)
+
+
+def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) -> Job:
+    """Opens the images of a split, and compares with them what was encoded before."""
+    missing = tuple(array for array in arrays if not _is_there(array))
+    begun = [array for array in arrays if side_file.read(array.path) is not None]
+    source = _open(config.images, split, must=bool(missing)) if missing or begun else None
+    if source is not None:
+        for array in begun:
+            _check_same(array, _identity(array, source, config.encode.dtype))
+    return Job(split, source, missing, ImageTable(_folder(config, split)))
+
+
+def _is_there(array: Array) -> bool:
+    """Whether all rows are on disk: a finished array, or a file of the user's own."""
+    content = side_file.read(array.path)
+    return array.path.exists() and (content is None or content["complete"])
+
+
+def _open(settings: Any, split: str, must: bool) -> images.Source | None:
+    """The images of a split; None where they are gone and none of them is needed."""
+    try:
+        return images.open_images(
+            settings[split],
+            labels=settings.labels,
+            label_key=settings.label,
+            tfds_folder=settings.tfds_folder,
+        )
+    except UserError as error:
+        if must:
+            raise
+        logging.info("going on with the encoded arrays: %s", error)
+        return None
+
+
+def _identity(array: Array, source: images.Source, dtype: str) -> dict[str, Any]:
+    """What must be the same for rows to belong together."""
+    return {
+        "encoder": array.spec,
+        "rows": len(source),
+        "images_digest": source.fingerprint(),
+        "dtype": dtype,
+    }
+
+
+def _check_same(array: Array, identity: Mapping[str, Any]) -> None:
+    """Checks that an array, whole or not, was made as the config says."""
+    content = side_file.read(array.path) or {}
+    for name, value in identity.items():
+        if content.get(name) != value:
+            raise UserError(
+                f"{array.path} was encoded with {name} {content.get(name)!r}, now it is {value!r}: "
+                f"delete it and {side_file.place(array.path)} to encode anew, or set {array.field} "
+                "or encode.folder to another place"
+            )
+
+
+def _coming(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, Stored]:
+    """The headers of the arrays that are not there yet, by the path that the config names."""
+    found = {}
+    for job in jobs:
+        if job.source is None:
+            continue
+        for array in job.missing:
+            shape = (len(job.source), presets.width(presets.parse(array.spec)))
+            found[array.name] = _to_come(array.name, shape, config.encode.dtype)
+        labels = config.data[job.split].labels
+        if labels and config.images.labels and not store.find_array(labels).exists():
+            found[labels] = _to_come(labels, (len(job.source),), "int64")
+    return found
+
+
+def _to_come(name: str, shape: tuple[int, ...], dtype: str) -> Stored:
+    def read() -> np.ndarray:
+        raise FileNotFoundError(name)
+
+    return Stored(name, shape, np.dtype(dtype), read)
+
+
+def _check_disk(jobs: Sequence[Job], coming: Mapping[str, Stored]) -> None:
+    """Checks that all arrays that are not begun yet fit, disk by disk."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for array in (array for job in jobs for array in job.missing):
+        folder = array.path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if not side_file.part(array.path).exists():
+            header, disk = coming[array.name], folder.stat().st_dev
+            size = header.shape[0] * header.shape[1] * header.dtype.itemsize
+            needed[disk] = (folder, needed.get(disk, (folder, 0))[1] + size)
+    for folder, total in needed.values():
+        free = shutil.disk_usage(folder).free
+        if total > free:
+            raise UserError(
+                f"the arrays to encode take {total / 2**30:.3g} GiB, {folder} has "
+                f"{free / 2**30:.3g} GiB free: set encode.folder to another disk"
+            )
+
+
+def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: Processes) -> None:
+    assert job.source is not None
+    encoder = presets.parse(array.spec)
+    params, fetched = presets.load(encoder)
+    description = {
+        **_identity(array, job.source, config.encode.dtype),
+        "columns": presets.width(encoder),
+        "images": config.images[job.split],
+        "image_table": str(job.table.rows.absolute()),
+        "unit_norm": encoder.unit_norm,
+        "preprocessing": encoder.preprocessing._asdict(),
+        "weights": {
+            "source": encoder.weights,
+            "commit": fetched.commit,
+            "sha256": fetched.sha256,
+            # Of a file of the user's own it is not known.
+            "licence": encoder.preset.weights.licence if fetched.commit else None,
+        },
+        "versions": {"hume_jax": hume_jax.__version__, "jax": jax.__version__},
+    }
+    encode(
+        job.source,
+        encoder,
+        params,
+        array.path,
+        description,
+        dtype=config.encode.dtype,
+        batch=config.encode.batch,
+        threads=config.encode.threads or min(_MOST_THREADS, os.cpu_count() or 1),
+        skip_broken=config.images.broken == "skip",
+        processes=processes,
+    )
+
+
+def _with_labels(
+    config: config_dict.ConfigDict, jobs: Sequence[Job], processes: Processes
+) -> config_dict.ConfigDict:
+    """Writes the tables of images and their labels, and names the labels in the config."""
+    values = config.to_dict()
+    for job in jobs:
+        section = values["data"][job.split]
+        labels = store.find_array(section["labels"] or str(job.table.labels))
+        # Last, for the labels of a tfds dataset come with the images.
+        if job.source is not None and processes.number == 0:
+            job.table.write(job.source, labels)
+        processes.wait(f"table of {job.split}")
+        if not section["labels"] and labels.exists() and config.images.labels:
+            section["labels"] = str(labels)
+    return config_dict.ConfigDict(values).lock()

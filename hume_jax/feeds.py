@@ -1,0 +1,148 @@
+"""Where the steps of a search get their rows; here, from devices that hold all of them.
+
+`disk_feed` is the other way: rows are read from disk as steps need them. Both take the same steps
+on the same subsets.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from hume_jax import parallel
+from hume_jax.core import search
+
+
+class Seconds:
+    """Where the time of a search goes."""
+
+    def __init__(self) -> None:
+        self.compile = 0.0
+        self.search = 0.0  # without compilation
+
+
+class Feed(Protocol):
+    """Advances a batch of tasks."""
+
+    seconds: Seconds
+
+    def shapes(self, tasks: Sequence[int]) -> search.State:
+        """What a state of these tasks is like: shapes, dtypes and where it lies."""
+
+    def start(self, tasks: Sequence[int]) -> search.State:
+        """The state before the first step."""
+
+    def compile(self, state: search.State, length: int) -> None:
+        """Compiles what `advance` will need."""
+
+    def advance(self, state: search.State, length: int) -> tuple[search.State, search.Info]:
+        """Takes so many steps; returns the info of each, leaves (length, ...) on the host."""
+
+
+class Programs:
+    """Compiled functions, each compiled once for each key."""
+
+    def __init__(self, seconds: Seconds) -> None:
+        self._compiled: dict[tuple, Any] = {}
+        self._seconds = seconds
+
+    def get(self, key: tuple, function: Callable, arguments: tuple, **how: Any) -> Any:
+        """Returns what `jax.jit` with `how` compiles for the arguments, arrays or shapes."""
+        if key not in self._compiled:
+            began = time.perf_counter()
+            self._compiled[key] = jax.jit(function, **how).lower(*arguments).compile()
+            self._seconds.compile += time.perf_counter() - began
+        return self._compiled[key]
+
+
+class FromMemory:
+    """All rows lie on the devices; a block of steps is one program."""
+
+    def __init__(
+        self,
+        data: search.Data,
+        settings: search.Search,
+        seed: int,
+        log_prior: np.ndarray,
+        mesh: Mesh,
+    ) -> None:
+        """Places the rows.
+
+        Args:
+          data: the search rows.
+          settings: of the search.
+          seed: of the run.
+          log_prior: (K,).
+          mesh: of the devices.
+        """
+        self.seconds = Seconds()
+        self._programs = Programs(self.seconds)
+        self._settings, self._seed, self._mesh = settings, seed, mesh
+        self._data = parallel.place_data(data, mesh)
+        self._log_prior = jnp.asarray(log_prior, jnp.float32)
+
+    def shapes(self, tasks: Sequence[int]) -> search.State:
+        """See `Feed`."""
+        widths = tuple(space.x.shape[-1] for space in self._data.spaces)
+        return state_shapes(tasks, self._data.phi1.shape[-1], widths, self._settings, self._mesh)
+
+    def start(self, tasks: Sequence[int]) -> search.State:
+        """See `Feed`."""
+        program = functools.partial(search.init, settings=self._settings)
+        arguments = self._seed, jnp.asarray(tasks, jnp.int32), self._data
+        init = self._programs.get(("init", len(tasks)), program, arguments)
+        began = time.perf_counter()
+        state = jax.block_until_ready(init(*arguments))
+        self.seconds.search += time.perf_counter() - began
+        return parallel.place_state(state, self._mesh)
+
+    def compile(self, state: search.State, length: int) -> None:
+        """See `Feed`."""
+        self._block(state, length)
+
+    def advance(self, state: search.State, length: int) -> tuple[search.State, search.Info]:
+        """See `Feed`."""
+        program = self._block(state, length)
+        began = time.perf_counter()
+        state, info = program(*self._arguments(state))
+        info = jax.device_get(info)
+        self.seconds.search += time.perf_counter() - began
+        return state, info
+
+    def _arguments(self, state: search.State) -> tuple:
+        return state, jnp.asarray(self._seed, jnp.uint32), self._data, self._log_prior
+
+    def _block(self, state: search.State, length: int) -> Any:
+        program = functools.partial(search.run_steps, settings=self._settings, steps=length)
+        key = (len(state.task), length)
+        return self._programs.get(key, program, self._arguments(state), donate_argnums=0)
+
+
+def state_shapes(
+    tasks: Sequence[int], dim: int, widths: tuple[int, ...], settings: search.Search, mesh: Mesh
+) -> search.State:
+    """What a state is like, see `Feed.shapes`.
+
+    Args:
+      tasks: numbers of the tasks.
+      dim: columns of phi1.
+      widths: coordinates of the inner fit in each second space.
+      settings: of the search.
+      mesh: of the devices.
+    """
+
+    def blank(tasks: jax.Array) -> search.State:
+        return search.blank(0, tasks, dim, widths, settings)
+
+    shapes = jax.eval_shape(blank, jnp.asarray(tasks, jnp.int32))
+    return jax.tree.map(placed_shape, shapes, parallel.by_task(shapes, mesh))
+
+
+def placed_shape(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array that lies as the sharding says."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,175 @@
+"""Images -> one array of representations, resumable at any row."""
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hume_jax.errors import UserError
+from hume_jax.parallel import ALONE, Processes
+from hume_jax.progress import Progress, count
+from hume_jax.representations import images, loader, preprocess, side_file
+from hume_jax.representations.encoders import presets
+from hume_jax.representations.growing import GrowingArray
+
+# Rows that are computed between two notes of what is on disk: a few seconds' work on two CPU cores.
+_FLUSH_ROWS = 1024
+# Batches that the device works on while the host writes the one before them.
+_AHEAD = 2
+
+
+def encode(
+    source: images.Source,
+    encoder: presets.Encoder,
+    params: Any,
+    path: Path,
+    description: dict[str, Any],
+    *,
+    dtype: str = "float16",
+    batch: int = 64,
+    threads: int = 2,
+    skip_broken: bool = False,
+    processes: Processes = ALONE,
+) -> None:
+    """Encodes images into an `.npy` file; what it holds of an interrupted run is kept.
+
+    Args:
+      source: the images, one row each.
+      encoder: the model, and how images are prepared for it.
+      params: its parameters.
+      path: the array's file, (n, d) of `dtype` when it is finished.
+      description: what the side file says of it.
+      dtype: float16 or float32.
+      batch: images at a time; rounded up to a multiple of the local devices.
+      threads: that read and decode.
+      skip_broken: whether images that cannot be read give a row of zeros, and are noted.
+      processes: which part of the rows is this process's; all see the same files.
+
+    Raises:
+      UserError: an image that cannot be read, a value that does not fit in `dtype`, no space.
+    """
+    width = presets.width(encoder)
+    with GrowingArray(path, (len(source), width), dtype, processes.number) as array:
+        if processes.number == 0:
+            array.begin(description)
+        processes.wait("files made")
+        array.open()
+        left = array.remaining()
+        # Before any of them notes more rows.
+        processes.wait("rows shared out")
+        mine = np.array_split(left, processes.total)[processes.number]
+        if mine.size:
+            logging.info("encoding %s with %s", count(len(mine), "image"), encoder.spec)
+            prepare = functools.partial(preprocess.crop, how=encoder.preprocessing)
+            mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+            pixels = loader.batches(
+                source,
+                mine,
+                prepare,
+                size=encoder.preprocessing.crop,
+                batch=-(-batch // mesh.size) * mesh.size,
+                threads=threads,
+            )
+            done = len(source) - left.size
+            # Its threads end at once where a broken image ends the work.
+            with contextlib.closing(pixels):
+                outputs = _outputs(encoder, params, pixels, mesh)
+                _write_all(array, outputs, source, done, mine.size, skip_broken)
+        processes.wait("rows written")
+        if processes.number == 0:
+            broken = array.broken()
+            array.finish(description)
+            _tell(path, width, source, broken)
+        processes.wait("array finished")
+
+
+def _write_all(
+    array: GrowingArray,
+    outputs: Iterator[tuple[loader.Batch, np.ndarray]],
+    source: images.Source,
+    done: int,
+    rows: int,
+    skip_broken: bool,
+) -> None:
+    """Writes all batches and shows how far it is.
+
+    Args:
+      array: open.
+      outputs: batches with what the encoder made of them.
+      source: the images.
+      done: rows that were there before.
+      rows: of the batches.
+      skip_broken: see `encode`.
+    """
+    label = f"encoding {array.path.name}"
+    with Progress(done + rows, label, unit="images", done=done, every=10) as progress:
+        for item, values in outputs:
+            if item.broken and not skip_broken:
+                row, why = item.broken[0]
+                raise UserError(
+                    f"{source.name}: image {source.ids[row]} (row {row}) is broken, {why}: mend "
+                    "it, or set images.broken=skip, which gives it a row of zeros"
+                )
+            _put(array, item, values, source)
+            progress.update(int(np.count_nonzero(item.rows >= 0)))
+    array.flush()
+
+
+def _outputs(
+    encoder: presets.Encoder, params: Any, pixels: Iterator[loader.Batch], mesh: Mesh
+) -> Iterator[tuple[loader.Batch, np.ndarray]]:
+    """Yields batches with their outputs, while the device works on those after them."""
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    program = jax.jit(functools.partial(presets.features, encoder), out_shardings=rows)
+    params = jax.device_put(params, whole)
+    waiting: deque[tuple[loader.Batch, jax.Array]] = deque()
+    for item in pixels:
+        waiting.append((item, program(params, jax.device_put(item.pixels, rows))))
+        if len(waiting) > _AHEAD:
+            before, values = waiting.popleft()
+            yield before, np.asarray(values)
+    for before, values in waiting:
+        yield before, np.asarray(values)
+
+
+def _put(
+    array: GrowingArray, item: loader.Batch, values: np.ndarray, source: images.Source
+) -> None:
+    """Writes the rows of a batch, those of broken images as zeros."""
+    present = item.rows >= 0
+    rows, values = item.rows[present], values[present]
+    values[np.isin(rows, [row for row, _ in item.broken])] = 0
+    with np.errstate(over="ignore"):
+        stored = values.astype(array.dtype)
+    bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    if bad.size:
+        row = int(rows[bad[0]])
+        if np.isfinite(values[bad[0]]).all():
+            what = "does not fit in float16: set encode.dtype=float32"
+        else:
+            what = "is not finite: check the weights; with compute=bfloat16, try float32"
+        raise UserError(
+            f"{source.name}: the representation of image {source.ids[row]} (row {row}) {what}"
+        )
+    array.write(rows, stored, item.broken)
+    if array.unnoted >= _FLUSH_ROWS:
+        array.flush()
+
+
+def _tell(path: Path, width: int, source: images.Source, broken: Sequence[tuple[int, str]]) -> None:
+    logging.info("%s: %d rows of %d columns", path, len(source), width)
+    if broken:
+        row, why = broken[0]
+        logging.warning(
+            "%s: %s of %d broken, rows of zeros: the first is %s (row %d), %s; %s lists them",
+            path, count(len(broken), "image"), len(source), source.ids[row], row, why,
+            side_file.place(path),
+        )  # fmt: skip

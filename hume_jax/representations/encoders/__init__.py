@@ -1,0 +1,1 @@
+"""Frozen image encoders in Flax, and the published weights they run with."""

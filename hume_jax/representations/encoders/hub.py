@@ -1,0 +1,111 @@
+"""Files of weights: from the Hugging Face Hub, downloaded once and kept, or from this machine."""
+
+import errno
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hume_jax.errors import UserError
+
+
+class Fetched(NamedTuple):
+    """A file of weights, and what it can be recognised by."""
+
+    path: Path
+    commit: str | None  # of the repository, None for a file of this machine
+    sha256: str
+
+
+def fetch(repo: str, filename: str, revision: str | None) -> Fetched:
+    """Gets a file of a Hub repository: from the cache, or by going on with its download.
+
+    Args:
+      repo: 'OWNER/NAME'.
+      filename: in the repository.
+      revision: a commit, branch or tag; None for the main branch as it is now.
+
+    Returns:
+      The file in the cache, with the commit that the revision stands for.
+
+    Raises:
+      UserError: huggingface_hub is not installed, the Hub cannot be reached and the file is not in
+        the cache, there is no such repository, revision or file, the repository is gated, or the
+        disk is full.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"downloading {filename} of {repo} needs huggingface_hub: "
+            'pip install "hume_jax[images]"'
+        ) from error
+    # What the library's errors derive from, whichever HTTP client it is built on.
+    client = [kind for kind in errors.HfHubHTTPError.__bases__ if issubclass(kind, Exception)]
+    broken_off: tuple[type[Exception], ...] = (*client, RuntimeError)
+    what = f"{filename} of the Hugging Face repository {repo}"
+    at = "" if revision is None else f" at revision {revision}"
+    # In this order: a gated repository counts as not found, a file missing in the cache as missing.
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{what} is gated: accept its terms on https://huggingface.co/{repo}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no Hugging Face repository {repo}, or it is private: check the name, or log "
+            "in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"the Hugging Face repository {repo} has no revision {revision}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{what}{at} is not in the cache of this machine, and the Hub cannot be reached (no "
+            "network, or HF_HUB_OFFLINE is set)"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"the Hugging Face repository {repo} has no file {filename}{at}") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo} is no name of a Hugging Face repository: {error}") from error
+    except broken_off as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(
+                f"no space left for {what}: free some, or set HF_HOME to a folder on another disk"
+            ) from error
+        raise UserError(f"{what} cannot be downloaded: {str(error)[:200]}; try again") from error
+    return Fetched(path, _commit(path, filename), sha256(path))
+
+
+def local(path: str | Path) -> Fetched:
+    """Takes a file of this machine.
+
+    Raises:
+      UserError: it is not there or cannot be read.
+    """
+    place = Path(path).expanduser()
+    if not place.is_file():
+        what = "is a folder" if place.is_dir() else "is not there"
+        raise UserError(f"the weights {place}: this file {what}")
+    return Fetched(place, None, sha256(place))
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _commit(path: Path, filename: str) -> str | None:
+    """The commit in a path of the cache, `.../snapshots/COMMIT/FILENAME`."""
+    commit = path.parents[len(Path(filename).parts) - 1].name
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None

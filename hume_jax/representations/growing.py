@@ -1,0 +1,246 @@
+"""An ``.npy`` file that grows by blocks of rows and survives any interruption.
+
+Until it is whole, rows lie in ``FILE.npy.part`` and each process notes in ``FILE.npy.rows-PROCESS``
+which of them are on disk, one JSON object a line; ``FILE.npy`` appears when all are there. Rows are
+written at their place in the file, not through a memory map, in which a full disk would kill the
+process without a word. The processes of a run write to one file system that all of them see.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from hume_jax.errors import UserError
+from hume_jax.files import sync_folder
+from hume_jax.representations import checks, side_file
+
+Broken = tuple[int, str]  # row, reason
+
+
+class GrowingArray:
+    """Rows of one array, of which some are on disk."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: str, process: int = 0) -> None:
+        """Prepares the object; nothing is touched before `begin`.
+
+        Args:
+          path: the array's file.
+          shape: (n, d).
+          dtype: float16 or float32.
+          process: number of this process; process 0 makes and completes the files.
+        """
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self._process = process
+        self._data: IO[bytes] | None = None
+        self._notes: IO[str] | None = None
+        self._offset = 0
+        self._unnoted: list[np.ndarray] = []
+        self._unnoted_broken: list[Broken] = []
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Notes what was written and closes the files."""
+        if self._data is not None:
+            # What failed for want of space would fail here once more.
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                self.flush()
+            self._data.close()
+            self._data = None
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
+
+    def begin(self, description: Mapping[str, Any]) -> None:
+        """Makes the files if they are not there; for process 0, before any other opens them.
+
+        Args:
+          description: what the side file says beside `complete`.
+
+        Raises:
+          UserError: the folder cannot be written, or the disk is full.
+        """
+        part = side_file.part(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not part.exists() and not self.remaining().size:
+                # Killed when the array was in its place and the side file did not say so yet.
+                os.replace(self.path, part)
+            if side_file.read(self.path) is None or not part.exists():
+                # Notes of rows that are no longer there would be believed.
+                for notes in self._all_notes():
+                    notes.unlink()
+                side_file.write(self.path, {"complete": False, **description})
+                self._make(part)
+        except OSError as error:
+            raise UserError(
+                f"{part} cannot be written: {error.strerror}; set encode.folder to a folder with "
+                f"{self._bytes() / 2**30:.3g} GiB of free space"
+            ) from error
+
+    def open(self) -> None:
+        """Opens the files that `begin` made.
+
+        Raises:
+          UserError: another process of this number is writing, or the files are damaged.
+        """
+        part = side_file.part(self.path)
+        self._data = part.open("r+b")
+        notes = self._notes_path(self._process)
+        self._notes = notes.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path} is being encoded by another process: wait for it, or set "
+                "encode.folder"
+            ) from error
+        except OSError:
+            # A file system without locks: two runs at a time would only write the same rows twice.
+            pass
+        stored = checks.open_array(part)
+        if stored.shape != self.shape or stored.dtype != self.dtype:
+            raise UserError(
+                f"{part} has shape {stored.shape} and dtype {stored.dtype}, not {self.shape} and "
+                f"{self.dtype}: delete it and {side_file.place(self.path)}"
+            )
+        self._offset = part.stat().st_size - self._bytes()
+
+    def remaining(self) -> np.ndarray:
+        """Returns the rows that no process has noted yet, (m,) int64 ascending."""
+        missing = np.ones(self.shape[0], bool)
+        for note in self._read_notes():
+            for start, stop in note["rows"]:
+                missing[start:stop] = False
+        return np.flatnonzero(missing)
+
+    def broken(self) -> list[Broken]:
+        """Returns the rows noted as broken, ascending, with the reason."""
+        found = {int(row): str(why) for note in self._read_notes() for row, why in note["broken"]}
+        return sorted(found.items())
+
+    def write(self, rows: np.ndarray, values: np.ndarray, broken: Sequence[Broken] = ()) -> None:
+        """Writes rows at their place; they count as finished after the next `flush`.
+
+        Args:
+          rows: (m,) row numbers.
+          values: (m, d), in the array's dtype.
+          broken: those of the rows that hold nothing, and why.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        assert self._data is not None
+        width = self.shape[1] * self.dtype.itemsize
+        values = np.ascontiguousarray(values, self.dtype)
+        try:
+            for start, stop in _runs(rows):
+                block = values[start:stop].tobytes()
+                at = self._offset + int(rows[start]) * width
+                if os.pwrite(self._data.fileno(), block, at) != len(block):
+                    raise OSError(0, "the disk is full")
+        except OSError as error:
+            raise UserError(
+                f"{side_file.part(self.path)} cannot be written: {error.strerror}; what is on disk "
+                "is kept, the same command goes on with it"
+            ) from error
+        self._unnoted.append(np.asarray(rows))
+        self._unnoted_broken += broken
+
+    @property
+    def unnoted(self) -> int:
+        """Rows written since the last `flush`."""
+        return sum(map(len, self._unnoted))
+
+    def flush(self) -> None:
+        """Takes what was written to disk, and then notes it as finished."""
+        if not self._unnoted:
+            return
+        assert self._data is not None
+        assert self._notes is not None
+        os.fsync(self._data.fileno())
+        rows = np.sort(np.concatenate(self._unnoted))
+        ranges = [[int(rows[start]), int(rows[stop - 1]) + 1] for start, stop in _runs(rows)]
+        note = {"rows": ranges, "broken": [list(pair) for pair in self._unnoted_broken]}
+        # A line break before it too: the line before may have been torn.
+        self._notes.write(f"\n{json.dumps(note)}\n")
+        self._notes.flush()
+        os.fsync(self._notes.fileno())
+        self._unnoted, self._unnoted_broken = [], []
+
+    def finish(self, description: Mapping[str, Any]) -> None:
+        """Puts the array in its place once all rows are there; for process 0.
+
+        Args:
+          description: what the side file says beside `complete`, `digest` and `broken`.
+        """
+        part = side_file.part(self.path)
+        broken = [list(pair) for pair in self.broken()]
+        array = checks.open_array(part)
+        content = {**description, "broken": broken, "digest": checks.digest(array)}
+        os.replace(part, self.path)
+        sync_folder(self.path.parent)
+        side_file.write(self.path, {"complete": True, **content})
+        for notes in self._all_notes():
+            notes.unlink()
+
+    def _make(self, part: Path) -> None:
+        """Makes the file at its full size, so that a disk that is too small is known now."""
+        new = part.with_name(f"{part.name}.new")
+        with new.open("wb") as file:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": self.shape,
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            size = file.tell() + self._bytes()
+            file.truncate(size)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            os.fsync(file.fileno())
+        os.replace(new, part)
+        sync_folder(part.parent)
+
+    def _bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def _notes_path(self, process: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.rows-{process}")
+
+    def _all_notes(self) -> list[Path]:
+        prefix = f"{self.path.name}.rows-"
+        return sorted(p for p in self.path.parent.iterdir() if p.name.startswith(prefix))
+
+    def _read_notes(self) -> Iterator[dict[str, Any]]:
+        for path in self._all_notes():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    note = json.loads(line)
+                except ValueError:
+                    # Torn by a kill, or empty; its rows are encoded again.
+                    continue
+                if isinstance(note, dict):
+                    yield note
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yields where runs of consecutive row numbers start and stop."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *cuts.tolist(), len(rows)]
+    yield from zip(edges[:-1], edges[1:], strict=True)

@@ -1,0 +1,115 @@
+"""Images in a folder and the folders under it."""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from hume_jax.errors import UserError
+from hume_jax.representations import image_names
+from hume_jax.representations.decoding import BrokenImage
+
+
+class FolderImages:
+    """The images of a folder, in the order of their relative paths, see `images.Source`."""
+
+    name: str
+    ids: Sequence[str]
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+    def __init__(self, where: str, labels: bool) -> None:
+        """Lists the folder.
+
+        Paths are compared as text, by code points: `10.jpg` comes before `9.jpg`. Links are
+        followed, also to folders; one that leads back into a folder it lies in is passed over.
+        Hidden files, and what systems leave beside photographs, are left out.
+
+        Args:
+          where: the folder.
+          labels: whether its sub-folders are read as classes.
+
+        Raises:
+          UserError: a folder in it cannot be read, a link leads nowhere, or there are no images.
+        """
+        self.name = where
+        self._root = os.fspath(Path(where).expanduser())
+        others: collections.Counter[str] = collections.Counter()
+        found: dict[str, str] = {}
+        for path in _walk(self._root, others):
+            name = image_names.printable(path)
+            if name in found:
+                raise UserError(f"{where} holds two images whose path is written {name}")
+            found[name] = path
+        image_names.check_some(where, list(found), others)
+        self.ids = tuple(sorted(found))
+        self._paths = tuple(found[name] for name in self.ids)
+        self.labels, self.class_names = (
+            image_names.classes(where, self.ids) if labels else (None, ())
+        )
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.ids)
+
+    def read(self, i: int) -> bytes:
+        """Returns the content of file i.
+
+        Raises:
+          BrokenImage: it is larger than any image should be.
+          UserError: it cannot be read.
+        """
+        path = os.path.join(self._root, self._paths[i])
+        try:
+            with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > image_names.MAX_BYTES:
+                    raise BrokenImage(
+                        f"its file takes {size:,} bytes, more than {image_names.MAX_BYTES:,}"
+                    )
+                return file.read() or b""
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the relative paths; contents are not looked at."""
+        return image_names.digest(self.ids)
+
+
+def _walk(root: str, others: collections.Counter[str]) -> Iterator[str]:
+    """Yields the relative paths of the images under a folder, in no order."""
+    waiting = [("", frozenset[tuple[int, int]]())]
+    while waiting:
+        prefix, above = waiting.pop()
+        folder = os.path.join(root, prefix)
+        try:
+            status = os.stat(folder)
+            own = (status.st_dev, status.st_ino)
+            if own in above:
+                logging.warning("%s leads back into a folder it lies in: passed over", folder)
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = prefix + entry.name
+                    if image_names.is_hidden(entry.name):
+                        continue
+                    if entry.is_dir():
+                        waiting.append((path + "/", above | {own}))
+                    elif not image_names.is_image(entry.name):
+                        others[image_names.suffix_of(entry.name)] += 1
+                    elif entry.is_file():
+                        yield path
+                    elif entry.is_symlink():
+                        target = os.readlink(entry.path)
+                        raise UserError(
+                            f"{entry.path} is a broken link to {target}: get the file it stands "
+                            "for, or remove the link"
+                        )
+                    else:
+                        # A pipe or a device, which reading might wait on for ever.
+                        others["special"] += 1
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}") from error

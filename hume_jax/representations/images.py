@@ -1,0 +1,104 @@
+"""Images as a list of encoded files: a folder, a .tar or .zip of one, a TFDS dataset."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hume_jax.errors import UserError
+from hume_jax.representations import archives, tfds_images
+from hume_jax.representations.archives import ArchiveFile
+from hume_jax.representations.decoding import BrokenImage as BrokenImage
+from hume_jax.representations.decoding import decode as decode
+from hume_jax.representations.image_folder import FolderImages
+from hume_jax.representations.tar_images import TarImages
+from hume_jax.representations.zip_images import ZipImages
+
+_HEAD = 8
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive with and without members
+
+
+class Source(Protocol):
+    """A list of encoded images, of which any thread may read any one.
+
+    Labels are there for scores alone; nothing that encodes or searches may look at them.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the user typed."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """What each image is called, no two the same."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(n,) int64 class of each image, None if unknown.
+
+        Those of a TFDS dataset stand in the records of its images: they are collected as images
+        are read, and asking for them reads what has not been read.
+        """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, () if they have none."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def read(self, i: int) -> bytes:
+        """Returns image i as it is stored.
+
+        Raises:
+          BrokenImage: there is nothing to decode, and the message says why.
+          UserError: the source itself cannot be read.
+        """
+
+    def fingerprint(self) -> str:
+        """Returns a text that changes when the list of images does."""
+
+
+def open_images(
+    where: str, *, labels: bool = True, label_key: str = "", tfds_folder: str = ""
+) -> Source:
+    """Opens a list of images; none of them is looked at.
+
+    * A folder: its images and those of the folders in it, ordered by relative path.
+    * A .tar (uncompressed) or .zip file: in the order of the archive. What it is, its content says.
+    * `tfds:NAME[/CONFIG][:VERSION]/SPLIT`: a TensorFlow dataset, prepared if need be.
+
+    In folders and archives an image is what ends in one of `image_names.SUFFIXES`. Its class is the
+    folder it lies in, where all lie in one, see `image_names.classes`.
+
+    Args:
+      where: one of the above.
+      labels: whether to read classes.
+      label_key: TFDS only, the feature that holds the class, by default `label`.
+      tfds_folder: TFDS only, where prepared datasets lie, by default where TFDS looks.
+
+    Returns:
+      The images.
+
+    Raises:
+      UserError: nothing is there, it cannot be read, is damaged, or holds no images.
+    """
+    if where.startswith(tfds_images.PREFIX):
+        return tfds_images.TfdsImages(where, labels, label_key, tfds_folder)
+    if label_key:
+        raise UserError(f"label_key={label_key} is for tfds:NAME/SPLIT, {where} has one labelling")
+    path = Path(where).expanduser()
+    if os.path.isdir(path):
+        return FolderImages(where, labels)
+    if not os.path.exists(path):
+        raise UserError(
+            f"there is no {where} (looked in {Path.cwd()}): give a folder of images, a .tar or "
+            f".zip file of one, or {tfds_images.FORM}"
+        )
+    if not os.path.isfile(path):
+        raise UserError(f"{where} is neither a folder nor a regular file")
+    head = ArchiveFile(where).read(0, _HEAD)
+    archives.check_kind(where, head)
+    return (ZipImages if head.startswith(_ZIP) else TarImages)(where, labels)

@@ -1,0 +1,84 @@
+"""What stands beside an encoded array: ``FILE.npy.json`` says what made it and whether it is whole.
+
+An array without such a file is the user's own and is taken as it is.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
+from hume_jax.representations import checks
+
+# What to do about rows that are not all there.
+GO_ON = "the same `python -m hume_jax.encode` command goes on with it"
+
+
+def place(array: Path) -> Path:
+    """Returns where the side file of an array lies."""
+    return array.with_name(f"{array.name}.json")
+
+
+def part(array: Path) -> Path:
+    """Returns where the rows lie until all of them are there."""
+    return array.with_name(f"{array.name}.part")
+
+
+def read(array: Path) -> dict[str, Any] | None:
+    """Reads the side file of an array.
+
+    Args:
+      array: the array's file, which need not be there.
+
+    Returns:
+      What it says, or None if there is none.
+
+    Raises:
+      UserError: it is not what this package wrote.
+    """
+    path = place(array)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: delete it and {array}, and encode again"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("complete"), bool):
+        raise UserError(f"{path} is no side file of an array: delete it, or name the array anew")
+    return content
+
+
+def write(array: Path, content: Mapping[str, Any]) -> None:
+    """Writes the side file of an array, whole or not at all."""
+    with atomic_write(place(array)) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def check(path: Path, array: np.ndarray) -> None:
+    """Checks an opened array against its side file, if it has one.
+
+    Args:
+      path: the array's file.
+      array: what it holds.
+
+    Raises:
+      UserError: the rows are not all there yet, or they are not those that were encoded.
+    """
+    content = read(path)
+    if content is None:
+        return
+    if not content["complete"]:
+        raise UserError(
+            f"{path} is half-written: {GO_ON}, or delete it, {place(path)} and {part(path)}"
+        )
+    if content.get("digest") != checks.digest(array):
+        raise UserError(
+            f"{path} is not the array that {place(path)} describes: delete both and encode again, "
+            "or delete the latter if the array is your own"
+        )

@@ -1,0 +1,204 @@
+"""Arrays that grow on disk, by one process or several, and what is left of them after a kill."""
+
+import contextlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from hume_jax.errors import UserError
+from hume_jax.representations import growing, side_file
+from hume_jax.representations.growing import GrowingArray
+
+SHAPE = (10, 3)
+ABOUT = {"encoder": "tiny"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "made" / "phi.npy"
+
+
+@pytest.fixture
+def values(rng):
+    return rng.normal(size=SHAPE).astype(np.float16)
+
+
+@contextlib.contextmanager
+def begin(path, process=0, shape=SHAPE):
+    with GrowingArray(path, shape, "float16", process) as array:
+        if process == 0:
+            array.begin(ABOUT)
+        array.open()
+        yield array
+
+
+def test_an_array_appears_only_when_it_is_whole(path, values):
+    with begin(path) as array:
+        array.write(np.arange(4), values[:4])
+        array.flush()
+        assert not path.exists()
+        assert side_file.read(path) == {"complete": False, **ABOUT}
+        assert array.remaining().tolist() == [4, 5, 6, 7, 8, 9]
+        array.write(np.arange(4, 10), values[4:])
+        array.flush()
+        assert array.remaining().size == 0
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+    content = side_file.read(path)
+    assert content["complete"]
+    assert content["broken"] == []
+    side_file.check(path, np.load(path))
+    assert sorted(p.name for p in path.parent.iterdir()) == ["phi.npy", "phi.npy.json"]
+
+
+def test_rows_in_any_order_lie_at_their_place(path, values, rng):
+    order = rng.permutation(10)
+    with begin(path) as array:
+        array.write(order[:7], values[order[:7]])
+        array.write(order[7:], values[order[7:]])
+        array.flush()
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+
+
+def test_only_rows_that_are_on_disk_count_as_finished(path, values):
+    with begin(path) as array:
+        array.write(np.arange(4), values[:4])
+        assert array.remaining().size == 10
+        assert array.unnoted == 4
+        array.flush()
+        assert array.remaining().size == 6
+        assert array.unnoted == 0
+
+
+def test_what_an_interrupted_process_wrote_is_found_again(path, values):
+    with begin(path) as array:
+        array.write(np.arange(2, 5), values[2:5], [(3, "cut short")])
+    with begin(path) as array:
+        assert array.remaining().tolist() == [0, 1, 5, 6, 7, 8, 9]
+        assert array.broken() == [(3, "cut short")]
+        rest = array.remaining()
+        array.write(rest, values[rest], [(0, "empty")])
+        array.flush()
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+    assert side_file.read(path)["broken"] == [[0, "empty"], [3, "cut short"]]
+
+
+def test_a_torn_note_is_passed_over_and_its_rows_come_again(path, values):
+    with begin(path) as array:
+        array.write(np.arange(3), values[:3])
+    notes = path.with_name("phi.npy.rows-0")
+    with notes.open("a") as file:
+        file.write('\n{"rows": [[3, 9')
+    with begin(path) as array:
+        assert array.remaining().tolist() == [3, 4, 5, 6, 7, 8, 9]
+        array.write(np.arange(3, 5), values[3:5])
+    with begin(path) as array:
+        assert array.remaining().tolist() == [5, 6, 7, 8, 9]
+
+
+def test_the_rows_of_several_processes_come_together(path, values):
+    with begin(path) as first, begin(path, process=1) as second:
+        first.write(np.arange(5), values[:5])
+        second.write(np.arange(5, 10), values[5:], [(9, "empty")])
+        first.flush()
+        second.flush()
+        assert first.remaining().size == second.remaining().size == 0
+        assert first.broken() == [(9, "empty")]
+        first.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+
+
+def test_killed_between_the_array_and_its_side_file(path, values):
+    with begin(path) as array:
+        array.write(np.arange(10), values)
+    os.replace(side_file.part(path), path)
+    with begin(path) as array:
+        assert array.remaining().size == 0
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+    assert side_file.read(path)["complete"]
+
+
+def test_notes_of_rows_that_are_gone_are_not_believed(path, values):
+    with begin(path) as array:
+        array.write(np.arange(10), values)
+    side_file.part(path).unlink()
+    with begin(path) as array:
+        assert array.remaining().size == 10
+
+
+def test_two_runs_at_a_time_are_refused(path):
+    message = r"phi\.npy is being encoded by another"
+    with begin(path), pytest.raises(UserError, match=message), begin(path):
+        pass
+
+
+def test_another_shape_in_the_same_place_is_refused(path):
+    with begin(path):
+        pass
+    message = r"has shape \(10, 3\) and dtype float16, not \(10, 4\)"
+    with pytest.raises(UserError, match=message), begin(path, shape=(10, 4)):
+        pass
+
+
+def test_a_full_disk_is_known_before_the_first_row(path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(growing.os, "posix_fallocate", full)
+    array = GrowingArray(path, SHAPE, "float16")
+    with pytest.raises(UserError, match="No space left on device; set encode.folder"):
+        array.begin(ABOUT)
+    assert not side_file.part(path).exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(path, values, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with begin(path) as array:
+        array.write(np.arange(4), values[:4])
+        with monkeypatch.context() as patch:
+            patch.setattr(growing.os, "pwrite", full)
+            with pytest.raises(UserError, match="the same command goes on"):
+                array.write(np.arange(4, 8), values[4:8])
+    with begin(path) as array:
+        assert array.remaining().tolist() == [4, 5, 6, 7, 8, 9]
+
+
+# ---- side files
+
+
+def test_an_array_without_a_side_file_is_taken_as_it_is(tmp_path, values):
+    np.save(tmp_path / "own.npy", values)
+    assert side_file.read(tmp_path / "own.npy") is None
+    side_file.check(tmp_path / "own.npy", values)
+
+
+def test_a_half_written_array_is_refused(path, values):
+    side_file.place(path).parent.mkdir()
+    side_file.write(path, {"complete": False})
+    with pytest.raises(UserError, match=r"phi\.npy is half-written: the same .* goes on"):
+        side_file.check(path, values)
+
+
+def test_an_array_that_was_written_over_is_refused(path, values):
+    with begin(path) as array:
+        array.write(np.arange(10), values)
+        array.flush()
+        array.finish(ABOUT)
+    np.save(path, values[::-1])
+    with pytest.raises(UserError, match=r"is not the array that .*phi\.npy\.json describes"):
+        side_file.check(path, np.load(path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", json.dumps({"complete": "yes"})])
+def test_a_damaged_side_file_is_named(path, text):
+    path.parent.mkdir()
+    side_file.place(path).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"phi\.npy\.json"):
+        side_file.read(path)

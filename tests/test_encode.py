@@ -1,0 +1,389 @@
+"""From images to arrays: what is encoded, kept, refused, and gone on with."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import tiny_encoder
+from PIL import Image
+
+from hume_jax import config as config_lib
+from hume_jax import encoding
+from hume_jax.errors import UserError
+from hume_jax.representations import images, preprocess, side_file
+from hume_jax.representations.encoders import presets
+
+TESTS = pathlib.Path(__file__).resolve().parent
+N = 23
+CLASSES = ("cat", "dog")
+
+
+def photograph(rng, path, side=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (side, side + 7, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path, rng, monkeypatch):
+    """A folder to run in, with images in two classes and the weights of an encoder."""
+    for i in range(N):
+        photograph(rng, tmp_path / "photos" / CLASSES[i % 2] / f"{i:02d}.png")
+    tiny_encoder.write_weights(tmp_path / "tiny.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def configured(**fields):
+    config = config_lib.load("configs/images.py")
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "images.train": "photos",
+                "encode.phi1": "tiny:weights=tiny.safetensors",
+                "encode.phi2": "",
+                "encode.dtype": "float32",
+                "encode.batch": 8,
+                "encode.threads": 2,
+                **{name.replace("__", "."): value for name, value in fields.items()},
+            }
+        )
+    return config_lib.resolve(config, search=False)
+
+
+def direct(rows=None, spec="tiny:weights=tiny.safetensors", where="photos"):
+    """What the encoder makes of the images, one at a time."""
+    encoder = presets.parse(spec)
+    params, _ = presets.load(encoder)
+    source = images.open_images(where)
+    found = []
+    for row in range(len(source)) if rows is None else rows:
+        pixels = preprocess.crop(images.decode(source.read(row)), encoder.preprocessing)
+        found.append(np.asarray(presets.features(encoder, params, pixels[None]))[0])
+    return np.stack(found)
+
+
+# ---- what is written
+
+
+def test_rows_are_the_encoders_output_in_the_order_of_the_images(folder):
+    config = encoding.ensure(configured())
+    array = np.load(config.data.train.phi1)
+    assert array.dtype == np.float32
+    np.testing.assert_allclose(array, direct(), rtol=1e-5, atol=1e-5)
+    assert np.load(config.data.train.labels).tolist() == [0] * 12 + [1] * 11
+    table = pathlib.Path(config.data.train.phi1).with_name("images.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {"row": "0", "id": "cat/00.png", "label": "0", "class": "cat"}
+    assert rows[22] == {"row": "22", "id": "dog/21.png", "label": "1", "class": "dog"}
+
+
+def test_the_side_file_says_what_made_the_array(folder):
+    config = encoding.ensure(configured(encode__dtype="float16"))
+    path = pathlib.Path(config.data.train.phi1)
+    content = side_file.read(path)
+    assert content["complete"]
+    assert content["encoder"] == "tiny:weights=tiny.safetensors"
+    assert content["weights"]["sha256"] == presets.load(presets.parse(content["encoder"]))[1].sha256
+    assert content["preprocessing"]["crop"] == 28
+    assert (content["rows"], content["columns"], content["dtype"]) == (N, 8, "float16")
+    assert content["unit_norm"] is False
+    assert pathlib.Path(content["image_table"]).exists()
+    assert np.load(path).dtype == np.float16
+
+
+def test_several_encoders_and_both_splits(folder, rng):
+    for i in range(5):
+        photograph(rng, folder / "more" / f"{i}.png")
+    cls, patches = (
+        f"tiny:weights=tiny.safetensors,output={o},unit_norm" for o in ("cls", "mean_patch")
+    )
+    config = encoding.ensure(
+        configured(images__test="more", encode__phi1=(cls, patches), encode__phi2=patches)
+    )
+    first, second = (np.load(path) for path in config.data.train.phi1)
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(first, direct(spec=cls), atol=1e-5)
+    np.testing.assert_allclose(second, direct(spec=patches), atol=1e-5)
+    assert config.data.train.phi2 == config.data.train.phi1[1]
+    assert np.load(config.data.test.phi2).shape == (5, 8)
+    # No folders in it, so no labels.
+    assert config.data.test.labels == ""
+
+
+def test_an_array_goes_where_its_field_says(folder):
+    config = encoding.ensure(
+        configured(data__train__phi1="a/b.npy", data__train__labels="a/labels.npy")
+    )
+    assert np.load("a/b.npy").shape == (N, 8)
+    assert np.load("a/labels.npy").shape == (N,)
+    assert config.data.train.phi1 == "a/b.npy"
+
+
+def test_labels_of_the_images_can_be_left_alone(folder):
+    assert encoding.ensure(configured(images__labels=False)).data.train.labels == ""
+
+
+# ---- what is there stays
+
+
+def test_what_is_there_is_not_encoded_again(folder):
+    config = encoding.ensure(configured())
+    path = pathlib.Path(config.data.train.phi1)
+    before = path.stat()
+    (folder / "tiny.safetensors").unlink()  # not needed any more
+    assert encoding.ensure(configured()) == config
+    assert path.stat() == before
+
+
+def test_an_array_of_ones_own_is_taken_as_it_is(folder, rng):
+    own = rng.normal(size=(N, 3)).astype(np.float32)
+    np.save("own.npy", own)
+    encoding.ensure(configured(data__train__phi1="own.npy"))
+    np.testing.assert_array_equal(np.load("own.npy"), own)
+
+
+def test_arrays_outlive_their_images(folder):
+    config = encoding.ensure(configured())
+    (folder / "photos").rename(folder / "elsewhere")
+    assert encoding.ensure(configured()) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"encode__dtype": "float16"}, "dtype 'float32', now it is 'float16'"),
+        ({"encode__phi1": "tiny:weights=tiny.safetensors,unit_norm"}, "encoder .* now it is"),
+    ],
+)
+def test_an_array_of_other_settings_is_refused(folder, fields, what):
+    encoding.ensure(configured(data__train__phi1="a.npy"))
+    with pytest.raises(UserError, match=rf"a\.npy was encoded with {what}.*delete it and a\.npy"):
+        encoding.ensure(configured(data__train__phi1="a.npy", **fields))
+
+
+def test_an_array_of_other_images_is_refused(folder, rng):
+    encoding.ensure(configured())
+    photograph(rng, folder / "photos" / "dog" / "new.png")
+    with pytest.raises(UserError, match="was encoded with rows 23, now it is 24"):
+        encoding.ensure(configured())
+
+
+# ---- images that cannot be read
+
+
+@pytest.fixture
+def broken(folder):
+    path = folder / "photos" / "cat" / "04.png"
+    path.write_bytes(path.read_bytes()[:100])
+    return folder
+
+
+def test_a_broken_image_ends_the_work_by_name(broken):
+    with pytest.raises(UserError, match=r"photos: image cat/04\.png \(row 2\) is broken, "):
+        encoding.ensure(configured())
+    assert not list(broken.glob("representations/*/*.npy"))
+
+
+def test_a_broken_image_keeps_its_row(broken, caplog):
+    config = encoding.ensure(configured(images__broken="skip"))
+    array = np.load(config.data.train.phi1)
+    others = [row for row in range(N) if row != 2]
+    np.testing.assert_allclose(array[others], direct(others), rtol=1e-5, atol=1e-5)
+    assert not array[2].any()
+    ((row, _),) = side_file.read(pathlib.Path(config.data.train.phi1))["broken"]
+    assert row == 2
+    assert "1 image of 23 broken" in caplog.text
+    assert len(np.load(config.data.train.labels)) == N
+
+
+# ---- before any long work
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images__train": ""}, "'encode.phi1' names an encoder, but 'images.train' no images"),
+        ({"images__train": "none"}, "there is no none"),
+        ({"encode__phi1": "tine"}, "there is no preset 'tine'.*did you mean 'tiny'"),
+        ({"encode__phi1": "tiny"}, "comes without weights"),
+        ({"encode__phi1": "tiny:weights=no.safetensors"}, "no.safetensors"),
+        (
+            {"encode__phi2": ("tiny:weights=tiny.safetensors", "tiny:weights=no.safetensors")},
+            "no.safetensors",
+        ),
+        ({"data__train__phi1": ("a.npy", "b.npy")}, "names 2 arrays, 'encode.phi1' 1 encoder"),
+        ({"data__train__phi1": "a.npz"}, "'a.npz': encoded arrays are .npy files"),
+    ],
+)
+def test_what_is_wrong_is_known_before_the_first_image(folder, fields, message):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        encoding.ensure(configured(**fields))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_too_little_space_is_known_before_the_first_image(folder, monkeypatch):
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=735))
+    with pytest.raises(
+        UserError, match=r"arrays to encode take .* has .* free: set encode\.folder"
+    ):
+        encoding.ensure(configured())
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=736))
+    encoding.ensure(configured())
+
+
+def test_the_arrays_to_come_are_announced(folder):
+    seen = {}
+
+    def check(config, coming):
+        seen.update(coming)
+        raise UserError("not so")
+
+    with pytest.raises(UserError, match="not so"):
+        encoding.ensure(
+            configured(data__train__phi1="a.npy", data__train__labels="y.npy"), check=check
+        )
+    assert {name: (s.shape, str(s.dtype)) for name, s in seen.items()} == {
+        "a.npy": ((N, 8), "float32"),
+        "y.npy": ((N,), "int64"),
+    }
+
+
+def test_values_beyond_float16_are_named(folder, monkeypatch):
+    features = presets.features
+    monkeypatch.setattr(presets, "features", lambda *a: features(*a) * 1e6)
+    with pytest.raises(UserError, match=r"cat/00\.png \(row 0\) does not fit in float16"):
+        encoding.ensure(configured(encode__dtype="float16"))
+
+
+# ---- the command, as a user types it
+
+
+@pytest.fixture
+def command(folder, repository):
+    """Starts a command in `folder` and returns the process."""
+
+    def start(name, *arguments):
+        return subprocess.Popen(
+            [sys.executable, TESTS / "tiny_encoder.py", name, *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(repository), "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+COMMAND = (
+    "encode",
+    "--config=configs/images.py",
+    "--config.images.train=photos",
+    "--config.encode.phi1=tiny:weights=tiny.safetensors",
+    "--config.encode.phi2=",
+    "--config.encode.batch=4",
+    "--config.data.train.phi1=a.npy",
+)
+
+
+def finished(process, status=0):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    return out, err
+
+
+def test_the_command_lists_the_presets(command):
+    out, _ = finished(command("encode", "--list"))
+    assert "| `dinov2_vits14` | 384 |" in out
+
+
+def test_a_killed_run_goes_on_where_it_was(folder, command, rng):
+    for i in range(3000):
+        os.link(folder / "photos" / "cat" / "00.png", folder / "photos" / "dog" / f"x{i:04d}.png")
+    process = command(*COMMAND)
+    notes = folder / "a.npy.rows-0"
+    deadline = time.monotonic() + 90
+    while not (notes.exists() and notes.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "a.npy").exists()
+    ranges = [
+        r for line in notes.read_text().splitlines() if line for r in json.loads(line)["rows"]
+    ]
+    done = sum(stop - start for start, stop in ranges)
+    assert 0 < done < 3000 + N
+    _, err = finished(command(*COMMAND))
+    assert f"encoding {3000 + N - done} images" in err
+    array = np.load(folder / "a.npy")
+    assert array.shape == (3000 + N, 8)
+    np.testing.assert_allclose(array[:N], direct(range(N)), rtol=1e-2, atol=1e-2)
+    np.testing.assert_array_equal(array[-3000:], np.broadcast_to(array[0], (3000, 8)))
+
+
+def test_two_hosts_write_the_array_that_one_writes(folder, command):
+    finished(command(*COMMAND))
+    alone = (folder / "a.npy").read_bytes()
+    for name in ("a.npy", "a.npy.json"):
+        (folder / name).unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [
+        command(*COMMAND, f"--distributed=127.0.0.1:{port}", "--processes=2", f"--process={i}")
+        for i in range(2)
+    ]
+    told = [finished(host)[1] for host in hosts]
+    assert "encoding 12 images" in told[0]
+    assert "encoding 11 images" in told[1]
+    assert (folder / "a.npy").read_bytes() == alone
+    assert sorted(p.name for p in folder.glob("a.npy*")) == ["a.npy", "a.npy.json"]
+
+
+def test_from_a_folder_of_images_to_its_classes(folder, command, quickly_compiled):
+    out, _ = finished(
+        command(
+            "main",
+            "--config=configs/images.py",
+            "--config.images.train=photos",
+            "--config.encode.phi1=tiny:weights=tiny.safetensors",
+            "--config.encode.phi2=tiny:weights=tiny.safetensors,output=mean_patch",
+            "--config.n_classes=2",
+            "--config.n_tasks=2",
+            "--config.search.steps=2",
+            "--config.search.anneal_steps=()",
+            "--noconfig.plots",
+            "--workdir=run",
+        )
+    )
+    assert "supervised" in out or "k-means" in out
+    with (folder / "run" / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == N
+    assert rows[1]["image"] == "cat/02.png"
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert 0 <= results["ensemble"]["train"]["acc"] <= 1
+
+
+def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(folder, command, rng):
+    np.save(folder / "b.npy", rng.normal(size=(N + 1, 4)).astype(np.float32))
+    main = ("main", *COMMAND[1:-1], "--config.data.train.phi2=b.npy")
+    for fields, message in (
+        (("--config.n_classes=2",), "differ in rows"),
+        (("--config.n_classes=9",), "differ in rows"),
+    ):
+        _, err = finished(command(*main, *fields), status=2)
+        assert message in err
+        assert len(err.splitlines()) == 1
+    assert not (folder / "representations").exists()

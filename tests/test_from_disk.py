@@ -1,0 +1,238 @@
+"""Whole runs that read the rows of each step from disk."""
+
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from hume_jax import config as config_lib
+from hume_jax import memory, pipeline, planning
+from hume_jax.core.search import Search
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.representations import checks, prepared, store
+from hume_jax.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+K, TRAIN, TEST, D1, D2, STEPS = 4, 301, 100, 16, 12, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Clustered rows in two spaces, float16."""
+    folder, rng = tmp_path_factory.mktemp("arrays"), np.random.default_rng(0)
+    means = {"phi1": rng.normal(size=(K, D1)), "phi2": rng.normal(size=(K, D2))}
+    for split, n in (("train", TRAIN), ("test", TEST)):
+        labels = rng.integers(K, size=n)
+        np.save(folder / f"labels_{split}.npy", labels)
+        for name, centres in means.items():
+            rows = 3 + 2 * centres[labels] + rng.normal(size=(n, centres.shape[1]))
+            np.save(folder / f"{name}_{split}.npy", rows.astype(np.float16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory) -> Callable[..., pathlib.Path]:
+    """Runs a search of few and cheap steps, in a workdir of its own if none is given."""
+
+    def run(
+        rows: str, workdir: pathlib.Path | None = None, fields: dict[str, Any] | None = None
+    ) -> pathlib.Path:
+        config = config_lib.load("configs/testing.py:transductive")
+        for split in ("train", "test"):
+            for name in ("phi1", "phi2", "labels"):
+                config.data[split][name] = str(folder / f"{name}_{split}.npy")
+        config.update({"n_classes": K, "n_tasks": 2, "plots": False, "baselines": False})
+        config.search.update({"rows": rows, "steps": STEPS, "subset_size": 200})
+        config.inner.update({"adjoint": "first_order", "solver": "gradient", "step_size": 0.5})
+        config.score.update({"rows": 200, "steps": 3, "tolerance": 1.0})
+        for name, value in (fields or {}).items():
+            *sections, last = name.split(".")
+            section = config
+            for part in sections:
+                section = section[part]
+            section[last] = value
+        workdir = workdir or tmp_path_factory.mktemp("runs") / "run"
+        pipeline.run(config, workdir)
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def disk(run) -> pathlib.Path:
+    return run("disk", fields={"baselines": True})
+
+
+def searched(path: pathlib.Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, but for times."""
+    rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def state(path: pathlib.Path) -> Any:
+    with ocp.CheckpointManager(path / "checkpoints" / "batch_0000") as manager:
+        return manager.restore(STEPS, args=ocp.args.StandardRestore())
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as found:
+        return dict(found)
+
+
+def labels(path: pathlib.Path) -> np.ndarray:
+    lines = (path / "labels.csv").read_text().splitlines()[1:]
+    return np.array([int(line.split(",")[2]) for line in lines])
+
+
+def test_a_run_from_disk_finds_what_one_in_memory_finds(run, disk):
+    expected = run("memory", fields={"baselines": True})
+    for mine, theirs in zip(searched(disk), searched(expected), strict=True):
+        assert mine.keys() == theirs.keys()
+        # Rows are rounded to float32 at other places.
+        for name in ("objective", "heldout_ce", "entropy", "gradient_norm"):
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4)
+    np.testing.assert_allclose(state(disk)["theta"], state(expected)["theta"], atol=1e-4)
+    assert metrics.score(labels(disk), labels(expected))["acc"] >= 0.99
+    results = [json.loads((path / "results.json").read_text()) for path in (disk, expected)]
+    # The same rows, so few that no bound on memory is felt.
+    assert results[0]["baselines"] == results[1]["baselines"]
+    assert results[0]["seconds"].keys() - results[1]["seconds"].keys() == {
+        "gather",
+        "gather_waited",
+    }
+    assert not (expected / "prepared.npz").exists()
+
+
+def test_a_run_that_is_stopped_goes_on_without_reading_all_rows_again(run, disk, tmp_path):
+    save = Workdir.save
+
+    def stop(self, name: str, step: int, tree: Any) -> None:
+        save(self, name, step, tree)
+        if step >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("disk", tmp_path / "run", {"baselines": True})
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (store, "scan_files"),
+            (prepared, "first_space"),
+            (prepared, "second_space"),
+        ):
+            patch.delattr(module, name)
+        path = run("disk", tmp_path / "run", {"baselines": True})
+    # Bit for bit.
+    assert searched(path) == searched(disk)
+    jax.tree.map(np.testing.assert_array_equal, state(path), state(disk))
+    assert (path / "labels.csv").read_bytes() == (disk / "labels.csv").read_bytes()
+    for name in ("model.npz", "prepared.npz", "scores.npz", "baselines.npz"):
+        jax.tree.map(np.testing.assert_array_equal, arrays(path / name), arrays(disk / name))
+
+
+def test_how_often_each_file_is_read(run, monkeypatch):
+    """Whole; the steps read single rows, which do not count."""
+    read: Counter[int] = Counter()
+    blocks = checks.blocks
+
+    def counted(array):
+        for start, block in blocks(array):
+            read[array.shape[1]] += len(block)
+            yield start, block
+
+    monkeypatch.setattr(checks, "blocks", counted)
+    run("disk")
+    n = TRAIN + TEST
+    # Values checked, mean; labels of the tasks, labels of the model.
+    assert read[D1] == 4 * n
+    # Values checked, mean and Gram matrix; three times the folds, of 66, that tasks are scored on.
+    assert read[D2] == 2 * n + 3 * 198
+
+
+def test_a_run_keeps_where_it_reads_from(run, tmp_path, monkeypatch):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workdir, "save", stop)
+    for rows, free in (("disk", 0.0), ("memory", 1e15)):
+        path = tmp_path / rows
+        monkeypatch.setattr(planning, "_COMFORTABLE", free)
+        with pytest.raises(KeyboardInterrupt):
+            run("auto", path)
+        assert json.loads((path / "rows.json").read_text()) == rows
+        # Now there is more, or less, memory than there was.
+        monkeypatch.setattr(planning, "_COMFORTABLE", 1e15 - free)
+        with pytest.raises(KeyboardInterrupt):
+            run("auto", path)
+        assert planning.kept_rows(path) == rows
+        assert (path / "prepared.npz").exists() == (rows == "disk")
+
+
+def test_arrays_stored_by_columns_are_refused_before_anything_is_written(folder, run, tmp_path):
+    file = folder / "columns.npy"
+    np.save(file, np.asfortranarray(np.load(folder / "phi2_train.npy")))
+    with pytest.raises(UserError, match=r"columns.npy is stored column by column"):
+        run("disk", tmp_path / "run", {"data.train.phi2": str(file)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_equal_the_mean_are_an_error_before_anything_is_written(folder, run, tmp_path):
+    half = np.random.default_rng(0).normal(size=(TRAIN // 2 - 10, D1))
+    rows = np.concatenate([half, -half, np.zeros((21, D1))]).astype(np.float32)
+    np.save(folder / "centred.npy", rows)
+    fields = {"data.train.phi1": str(folder / "centred.npy"), "setting": "inductive"}
+    for rows in ("disk", "memory"):
+        with pytest.raises(UserError, match=r"centred.npy: 21 of 301 rows have zero norm"):
+            run(rows, tmp_path / "run", fields)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- where the rows are read from, and what that takes
+
+SHAPE = memory.Shape(rows=1_281_216, train=9984, test=9984, phi1=2048, inner=(1537,))
+SETTINGS = Search(1000, 156, 156)
+GIB = 2**30
+
+
+def test_a_search_of_imagenets_size_from_disk_takes_little_memory(monkeypatch):
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 64 * GIB)
+    one = memory.task_bytes(SHAPE, SETTINGS)
+    assert memory.data_bytes(SHAPE) > 50 * GIB
+    assert memory.subset_bytes(SHAPE) + one < 2 * GIB
+    # A task's part does not depend on where rows are read from.
+    assert planning.batch_size(16, 0, SHAPE, SETTINGS, 8 * GIB, "disk") >= 4
+    with pytest.raises(UserError, match=r"GiB are free: set search.rows=disk, lower search.subset"):
+        planning.batch_size(16, 0, SHAPE, SETTINGS, 8 * GIB, "memory")
+    with pytest.raises(UserError, match=r"GiB are free: lower search.subset_size"):
+        planning.batch_size(16, 0, SHAPE, SETTINGS, GIB, "disk")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "rows"),
+    [(200, 200, "memory"), (64, 64, "disk"), (64, 200, "disk"), (200, 64, "disk")],
+)
+def test_memory_is_chosen_if_it_leaves_half(machine, device, rows, monkeypatch):
+    """Beside an accelerator, both have to hold the rows."""
+    monkeypatch.setattr(memory, "machine_bytes", lambda: machine * GIB)
+    assert planning.choose_rows("auto", SHAPE, SETTINGS, device * GIB) == rows
+    for asked in ("memory", "disk"):
+        assert planning.choose_rows(asked, SHAPE, SETTINGS, device * GIB) == asked
+
+
+def test_the_choice_is_explained(monkeypatch):
+    config = config_lib.resolve(config_lib.load("configs/testing.py"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100 * GIB)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 100 * GIB)
+    for n, what in ((6000, "rows are searched in memory"), (10**8, "each step reads its rows")):
+        line = planning.where(planning.make_plan(config, n, 128, (129,)))
+        assert line.startswith(what)
+        assert line.endswith("100 GiB are free")
