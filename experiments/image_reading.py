@@ -8,7 +8,7 @@ falls on all of them alike; the median counts. Images a second of processor time
 is good for, whatever other programs do.
 
 Prints a Markdown table, and what each part costs on its own: reading, decoding, preparing. To
-compare: a ViT-S/14 at 98 px encodes 100 to 200 images a second on two such cores.
+compare: `encoder_throughput.py` prints what a ViT-S/14 encodes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import figures
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import images, loader, preprocess
+from hume_jax.representations.images import loader, preprocess, sources
 
 ARCHIVE = "../shared/data/imagenette/images96_train.tar"
 
@@ -57,9 +57,9 @@ def rule(size: int) -> preprocess.Preprocessing:
     return preprocess.Preprocessing(256, 224, "shortest", "bicubic", *imagenet).at(size)
 
 
-def unpack(archive: str, folder: pathlib.Path, count: int) -> dict[str, images.Source]:
+def unpack(archive: str, folder: pathlib.Path, count: int) -> dict[str, sources.Source]:
     """Makes a folder and a zip of the first images of a tar."""
-    source = images.open_images(archive)
+    source = sources.open_images(archive)
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         for i in range(min(count, len(source))):
@@ -68,7 +68,7 @@ def unpack(archive: str, folder: pathlib.Path, count: int) -> dict[str, images.S
             path.write_bytes(source.read(i))
             packed.writestr(source.ids[i], source.read(i))
     paths = {"tar": archive, "folder": folder / "images", "zip": folder / "images.zip"}
-    return {name: images.open_images(str(path)) for name, path in paths.items()}
+    return {name: sources.open_images(str(path)) for name, path in paths.items()}
 
 
 def timed(work: Callable[[], object]) -> Timing:
@@ -78,12 +78,12 @@ def timed(work: Callable[[], object]) -> Timing:
     return Timing(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def parts(source: images.Source, count: int, how: preprocess.Preprocessing) -> dict[str, float]:
+def parts(source: sources.Source, count: int, how: preprocess.Preprocessing) -> dict[str, float]:
     """Processor time of each part, in one thread without a loader: microseconds an image."""
     data: list[bytes] = []
     decoded: list[Any] = []
     read = timed(lambda: data.extend(source.read(i) for i in range(count)))
-    decode = timed(lambda: decoded.extend(map(images.decode, data)))
+    decode = timed(lambda: decoded.extend(map(sources.decode, data)))
     prepare = timed(lambda: [preprocess.crop(image, how) for image in decoded])
     steps = {"read": read, "decode": decode, "prepare": prepare}
     return {name: 1e6 * spent.processor / count for name, spent in steps.items()}
@@ -95,12 +95,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     timings: dict[tuple[str, int], list[Timing]] = {}
     costs: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sources = unpack(options.archive, pathlib.Path(folder), options.images)
-        count = min(options.images, len(sources["tar"]))
-        index = timed(lambda: images.open_images(options.archive)).wall
+        opened = unpack(options.archive, pathlib.Path(folder), options.images)
+        count = min(options.images, len(opened["tar"]))
+        index = timed(lambda: sources.open_images(options.archive)).wall
         for i in range(options.repeats + 1):
             print(f"timing, {i} of {options.repeats}", file=sys.stderr)
-            for name, source in sources.items():
+            for name, source in opened.items():
                 for threads in options.threads:
                     work = functools.partial(run, source, count, how, options.batch, threads)
                     spent = timed(work)
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "cores": len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)),
         "repeats": options.repeats,
-        "index_seconds_per_image": index / len(sources["tar"]),
+        "index_seconds_per_image": index / len(opened["tar"]),
         "timings": [
             {"source": name, "threads": threads, "spent": [spent._asdict() for spent in several]}
             for (name, threads), several in timings.items()
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(
-    source: images.Source, count: int, how: preprocess.Preprocessing, batch: int, threads: int
+    source: sources.Source, count: int, how: preprocess.Preprocessing, batch: int, threads: int
 ) -> None:
     """Goes through the images once."""
     found = loader.batches(

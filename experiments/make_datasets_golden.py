@@ -12,7 +12,14 @@ import pathlib
 import shutil
 from typing import Any
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "representations" / "golden" / "datasets"
+GOLDEN = (
+    pathlib.Path(__file__).parents[1]
+    / "tests"
+    / "representations"
+    / "arrays"
+    / "golden"
+    / "datasets"
+)
 ROWS = {"train": 7, "test": 3}
 WIDTH = 3
 CLASSES = ("cat", "dog")

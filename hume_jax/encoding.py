@@ -22,11 +22,13 @@ import hume_jax
 from hume_jax.errors import UserError
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import count
-from hume_jax.representations import images, side_file, store
+from hume_jax.representations import store
+from hume_jax.representations.arrays import side_file
+from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.encode import encode
 from hume_jax.representations.encoders import presets
-from hume_jax.representations.image_table import ImageTable
-from hume_jax.representations.stored import Stored
+from hume_jax.representations.images import sources
+from hume_jax.representations.images.table import ImageTable
 
 # Where `encode.threads` leaves it open: more only wait for the disk.
 _MOST_THREADS = 16
@@ -46,7 +48,7 @@ class Job(NamedTuple):
     """What is to be done for the images of a split."""
 
     split: str
-    source: images.Source | None  # None: they are gone, and all arrays are there
+    source: sources.Source | None  # None: they are gone, and all arrays are there
     missing: tuple[Array, ...]
     table: ImageTable
 
@@ -189,10 +191,10 @@ def _is_there(array: Array) -> bool:
     return array.path.exists() and (content is None or content["complete"])
 
 
-def _open(settings: Any, split: str, must: bool) -> images.Source | None:
+def _open(settings: Any, split: str, must: bool) -> sources.Source | None:
     """The images of a split; None where they are gone and none of them is needed."""
     try:
-        return images.open_images(
+        return sources.open_images(
             settings[split],
             labels=settings.labels,
             label_key=settings.label,
@@ -205,7 +207,7 @@ def _open(settings: Any, split: str, must: bool) -> images.Source | None:
         return None
 
 
-def _identity(array: Array, source: images.Source, dtype: str) -> dict[str, Any]:
+def _identity(array: Array, source: sources.Source, dtype: str) -> dict[str, Any]:
     """What must be the same for rows to belong together."""
     return {
         "encoder": array.spec,

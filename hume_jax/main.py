@@ -22,7 +22,7 @@ from ml_collections import config_dict
 from hume_jax import command_line
 from hume_jax import config as config_lib
 from hume_jax.representations import store
-from hume_jax.representations.stored import Stored
+from hume_jax.representations.arrays.stored import Stored
 
 flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(

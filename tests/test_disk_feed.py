@@ -20,7 +20,8 @@ from hume_jax import feeds, parallel
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.disk_feed import DiskRows, FromDisk
-from hume_jax.representations import checks, prepared
+from hume_jax.representations import prepared
+from hume_jax.representations.arrays import checks
 from hume_jax.representations.gather import Stack
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.store import Space, Split

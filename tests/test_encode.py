@@ -19,8 +19,9 @@ from PIL import Image
 from hume_jax import config as config_lib
 from hume_jax import encoding
 from hume_jax.errors import UserError
-from hume_jax.representations import images, preprocess, side_file
+from hume_jax.representations.arrays import side_file
 from hume_jax.representations.encoders import presets
+from hume_jax.representations.images import preprocess, sources
 
 TESTS = pathlib.Path(__file__).resolve().parent
 N = 23
@@ -63,10 +64,10 @@ def direct(rows=None, spec="tiny:weights=tiny.safetensors", where="photos"):
     """What the encoder makes of the images, one at a time."""
     encoder = presets.parse(spec)
     params, _ = presets.load(encoder)
-    source = images.open_images(where)
+    source = sources.open_images(where)
     found = []
     for row in range(len(source)) if rows is None else rows:
-        pixels = preprocess.crop(images.decode(source.read(row)), encoder.preprocessing)
+        pixels = preprocess.crop(sources.decode(source.read(row)), encoder.preprocessing)
         found.append(np.asarray(presets.features(encoder, params, pixels[None]))[0])
     return np.stack(found)
 

@@ -16,7 +16,8 @@ from hume_jax import memory, pipeline, planning
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
-from hume_jax.representations import checks, prepared, store
+from hume_jax.representations import prepared, store
+from hume_jax.representations.arrays import checks
 from hume_jax.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hume_jax.representations import formats
+from hume_jax.representations.arrays import formats
 
 N, TEXT = 24, pathlib.Path(__file__).parents[1].joinpath("docs", "recipes.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE))

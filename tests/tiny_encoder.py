@@ -11,7 +11,7 @@ import numpy as np
 
 from hume_jax.representations.encoders import presets, vit_names
 from hume_jax.representations.encoders.vit import ViT
-from hume_jax.representations.preprocess import Preprocessing
+from hume_jax.representations.images.preprocess import Preprocessing
 
 MODEL = ViT(size=28, patch=14, width=8, depth=1, heads=2, hidden=16, layer_scale=True)
 PREPROCESSING = Preprocessing(32, 28, "shortest", "bicubic", (0.5,) * 3, (0.25,) * 3)

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from hume_jax.errors import UserError
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import Progress, count
-from hume_jax.representations import images, loader, preprocess, side_file
+from hume_jax.representations.arrays import side_file
+from hume_jax.representations.arrays.growing import GrowingArray
 from hume_jax.representations.encoders import presets
-from hume_jax.representations.growing import GrowingArray
+from hume_jax.representations.images import loader, preprocess, sources
 
 # Rows that are computed between two notes of what is on disk: a few seconds' work on two CPU cores.
 _FLUSH_ROWS = 1024
@@ -27,7 +28,7 @@ _AHEAD = 2
 
 
 def encode(
-    source: images.Source,
+    source: sources.Source,
     encoder: presets.Encoder,
     params: Any,
     path: Path,
@@ -94,7 +95,7 @@ def encode(
 def _write_all(
     array: GrowingArray,
     outputs: Iterator[tuple[loader.Batch, np.ndarray]],
-    source: images.Source,
+    source: sources.Source,
     done: int,
     rows: int,
     skip_broken: bool,
@@ -141,7 +142,7 @@ def _outputs(
 
 
 def _put(
-    array: GrowingArray, item: loader.Batch, values: np.ndarray, source: images.Source
+    array: GrowingArray, item: loader.Batch, values: np.ndarray, source: sources.Source
 ) -> None:
     """Writes the rows of a batch, those of broken images as zeros."""
     present = item.rows >= 0
@@ -164,7 +165,9 @@ def _put(
         array.flush()
 
 
-def _tell(path: Path, width: int, source: images.Source, broken: Sequence[tuple[int, str]]) -> None:
+def _tell(
+    path: Path, width: int, source: sources.Source, broken: Sequence[tuple[int, str]]
+) -> None:
     logging.info("%s: %d rows of %d columns", path, len(source), width)
     if broken:
         row, why = broken[0]

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hume_jax.representations import checks, scaling
+from hume_jax.representations import scaling
+from hume_jax.representations.arrays import checks
 
-# Rows whose mean all products are taken around: near enough to that of all rows for nothing to cancel.
+# Rows whose mean all products are taken around: near enough to that of all rows that nothing
+# cancels.
 _SAMPLE = 4096
 # Up to this many products of two numbers, some ten seconds on two cores, they are float64. Beyond
 # it they are float32, at twice the speed: the sums within a block carry some 1e-7 of rounding, of

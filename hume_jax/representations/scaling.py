@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks
+from hume_jax.representations.arrays import checks
 
 # `rows` is for phi1, `scale` for phi2, `stored` leaves a space as it is.
 Kind = Literal["rows", "scale", "stored"]

@@ -13,13 +13,14 @@ import numpy as np
 
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
-from hume_jax.representations import checks, class_names, formats, headers, scaling
-from hume_jax.representations.formats import find_array as find_array
-from hume_jax.representations.headers import ARCHIVE as ARCHIVE
+from hume_jax.representations import scaling
+from hume_jax.representations.arrays import checks, class_names, formats, headers
+from hume_jax.representations.arrays.formats import find_array as find_array
+from hume_jax.representations.arrays.headers import ARCHIVE as ARCHIVE
+from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.scaling import Statistics as Statistics
 from hume_jax.representations.scaling import normalise as normalise
 from hume_jax.representations.scaling import statistics as statistics
-from hume_jax.representations.stored import Stored
 
 _NO_TEST_ROWS = (
     "setting=transductive searches the test rows too: give data.test.phi1 and data.test.phi2, or "

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations import images
+from hume_jax.representations.images import sources
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_every_source_and_number_of_threads_is_timed(archive, tmp_path, capsys):
 def test_a_broken_image_ends_the_timing(archive, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.jpg").write_bytes(b"none")
-    source = images.open_images(str(tmp_path / "photos"))
+    source = sources.open_images(str(tmp_path / "photos"))
     with pytest.raises(UserError, match="image 1.jpg is broken"):
         image_reading.run(source, 1, image_reading.rule(14), 2, 0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks
+from hume_jax.representations.arrays import checks
 
 LOG = """\
 I1 rows.py:71] checking the values of all files

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks, gather
+from hume_jax.representations import gather
+from hume_jax.representations.arrays import checks
 from hume_jax.representations.gather import Ahead, Stack
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hume_jax.core.inner_fit import coordinates
-from hume_jax.representations import checks, moments, scaling
+from hume_jax.representations import moments, scaling
+from hume_jax.representations.arrays import checks
 from hume_jax.representations.moments import Moments
 
 

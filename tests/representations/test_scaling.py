@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from hume_jax.representations import checks, scaling
+from hume_jax.representations import scaling
+from hume_jax.representations.arrays import checks
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from ml_collections import config_dict
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks, store
+from hume_jax.representations import store
+from hume_jax.representations.arrays import checks
 
 N, D1, D2 = 40, 6, 5
 

@@ -23,7 +23,7 @@ from hume_jax.representations.encoders.published import Preset as Preset
 from hume_jax.representations.encoders.published import Weights as Weights
 from hume_jax.representations.encoders.resnet import ResNet
 from hume_jax.representations.encoders.vit import ViT
-from hume_jax.representations.preprocess import Preprocessing
+from hume_jax.representations.images.preprocess import Preprocessing
 
 OPTIONS = ("weights", "sha256", "size", "output", "unit_norm", "compute")
 _COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -16,7 +16,7 @@ from hume_jax.representations.encoders import resnet_names, vit_names
 from hume_jax.representations.encoders.resnet import ResNet
 from hume_jax.representations.encoders.vit import ViT
 from hume_jax.representations.encoders.weights import Rules
-from hume_jax.representations.preprocess import Preprocessing
+from hume_jax.representations.images.preprocess import Preprocessing
 
 
 class Weights(NamedTuple):

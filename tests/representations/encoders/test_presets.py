@@ -15,7 +15,7 @@ from hume_jax.representations.encoders import hub, presets, published, resnet_na
 from hume_jax.representations.encoders.published import Preset, Weights
 from hume_jax.representations.encoders.resnet import ResNet
 from hume_jax.representations.encoders.vit import ViT
-from hume_jax.representations.preprocess import Preprocessing
+from hume_jax.representations.images.preprocess import Preprocessing
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILE = GOLDEN / "resnet_cifar.safetensors"

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks, formats
-from hume_jax.representations.formats import find_array
-from hume_jax.representations.stored import Stored
+from hume_jax.representations.arrays import checks, formats
+from hume_jax.representations.arrays.formats import find_array
+from hume_jax.representations.arrays.stored import Stored
 
 ARCHIVE = "https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip"
 

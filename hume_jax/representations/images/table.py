@@ -6,7 +6,8 @@ import itertools
 from pathlib import Path
 
 from hume_jax.files import atomic_write
-from hume_jax.representations import images, store
+from hume_jax.representations import store
+from hume_jax.representations.images import sources
 
 
 class ImageTable:
@@ -21,7 +22,7 @@ class ImageTable:
         self.rows = folder / "images.csv"
         self.labels = folder / "labels.npy"
 
-    def write(self, source: images.Source, labels: Path) -> None:
+    def write(self, source: sources.Source, labels: Path) -> None:
         """Writes `images.csv` (row, id, label, class), and the labels; what is there stays.
 
         Args:
@@ -54,7 +55,7 @@ def _labelled(table: Path) -> bool:
         return any(row["label"] for row in itertools.islice(csv.DictReader(file), 1))
 
 
-def _class(source: images.Source, label: int | None) -> tuple[str, str]:
+def _class(source: sources.Source, label: int | None) -> tuple[str, str]:
     if label is None:
         return "", ""
     return str(label), source.class_names[label] if label < len(source.class_names) else ""

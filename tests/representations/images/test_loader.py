@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations import images, loader, preprocess
+from hume_jax.representations.images import loader, preprocess, sources
 
 SIZE = 4
 
@@ -43,7 +43,7 @@ class Made:
             time.sleep(0.02)
         if i in self._broken:
             if i % 2:
-                raise images.BrokenImage("it is odd")
+                raise sources.BrokenImage("it is odd")
             return b""
         return picture(i)
 
@@ -196,7 +196,7 @@ def test_the_next_batches_are_made_while_one_is_in_use():
 def test_photographs_from_an_archive(shared):
     """The images of the archive, its labels and the published preprocessing, in shuffled order."""
     folder = shared / "data/imagenette"
-    source = images.open_images(str(folder / "images96_test.tar"))
+    source = sources.open_images(str(folder / "images96_test.tar"))
     assert list(source.ids) == (folder / "files_test.txt").read_text().split()
     stored = np.load(folder / "labels_test.npy")
     names = (folder / "classes.txt").read_text().lower().replace(" ", "_").split()
@@ -211,14 +211,14 @@ def test_photographs_from_an_archive(shared):
     assert not any(item.broken for item in found)
     pixels = np.concatenate([item.pixels for item in found])[:50]
     for i in (0, 17, 49):
-        expected = preprocess.crop(images.decode(source.read(int(rows[i]))), how)
+        expected = preprocess.crop(sources.decode(source.read(int(rows[i]))), how)
         np.testing.assert_array_equal(pixels[i], expected)
 
 
 SILENT = """
 import io, sys, warnings
 warnings.simplefilter("error")
-from hume_jax.representations import images, loader
+from hume_jax.representations.images import sources, loader
 assert not {"grain", "PIL", "tensorflow_datasets"} & set(sys.modules)
 from absl import flags
 import numpy as np
@@ -229,7 +229,7 @@ file = io.BytesIO()
 Image.new("RGB", (4, 4)).save(file, "PNG")
 with open(sys.argv[2] + "/1.png", "wb") as image:
     image.write(file.getvalue())
-source = images.open_images(sys.argv[2])
+source = sources.open_images(sys.argv[2])
 found = list(loader.batches(source, [0], np.asarray, size=4, batch=2, threads=2))
 assert found[0].rows.tolist() == [0, -1]
 assert flags.FLAGS.is_parsed() == (sys.argv[1] == "parsed")

@@ -9,12 +9,12 @@ import numpy as np
 from absl import logging
 
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names
-from hume_jax.representations.decoding import BrokenImage
+from hume_jax.representations.images import naming
+from hume_jax.representations.images.decoding import BrokenImage
 
 
 class FolderImages:
-    """The images of a folder, in the order of their relative paths, see `images.Source`."""
+    """The images of a folder, in the order of their relative paths, see `sources.Source`."""
 
     name: str
     ids: Sequence[str]
@@ -40,16 +40,14 @@ class FolderImages:
         others: collections.Counter[str] = collections.Counter()
         found: dict[str, str] = {}
         for path in _walk(self._root, others):
-            name = image_names.printable(path)
+            name = naming.printable(path)
             if name in found:
                 raise UserError(f"{where} holds two images whose path is written {name}")
             found[name] = path
-        image_names.check_some(where, list(found), others)
+        naming.check_some(where, list(found), others)
         self.ids = tuple(sorted(found))
         self._paths = tuple(found[name] for name in self.ids)
-        self.labels, self.class_names = (
-            image_names.classes(where, self.ids) if labels else (None, ())
-        )
+        self.labels, self.class_names = naming.classes(where, self.ids) if labels else (None, ())
 
     def __len__(self) -> int:
         """The number of images."""
@@ -66,9 +64,9 @@ class FolderImages:
         try:
             with open(path, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
-                if size > image_names.MAX_BYTES:
+                if size > naming.MAX_BYTES:
                     raise BrokenImage(
-                        f"its file takes {size:,} bytes, more than {image_names.MAX_BYTES:,}"
+                        f"its file takes {size:,} bytes, more than {naming.MAX_BYTES:,}"
                     )
                 return file.read() or b""
         except OSError as error:
@@ -76,7 +74,7 @@ class FolderImages:
 
     def fingerprint(self) -> str:
         """Returns a hash of the relative paths; contents are not looked at."""
-        return image_names.digest(self.ids)
+        return naming.digest(self.ids)
 
 
 def _walk(root: str, others: collections.Counter[str]) -> Iterator[str]:
@@ -94,12 +92,12 @@ def _walk(root: str, others: collections.Counter[str]) -> Iterator[str]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     path = prefix + entry.name
-                    if image_names.is_hidden(entry.name):
+                    if naming.is_hidden(entry.name):
                         continue
                     if entry.is_dir():
                         waiting.append((path + "/", above | {own}))
-                    elif not image_names.is_image(entry.name):
-                        others[image_names.suffix_of(entry.name)] += 1
+                    elif not naming.is_image(entry.name):
+                        others[naming.suffix_of(entry.name)] += 1
                     elif entry.is_file():
                         yield path
                     elif entry.is_symlink():

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks
-from hume_jax.representations.stored import Stored, as_read, choose, reason
+from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays.stored import Stored, as_read, choose, reason
 
 _ENCRYPTED = 0x1  # bit of a member's flags
 # No stream of deflate gives more bytes for each of its own: a byte codes at most four matches of

@@ -6,11 +6,11 @@ import pytest
 from make_preprocess_golden import PIECES, STEP, photographs
 from PIL import Image
 
-from hume_jax.representations import preprocess
 from hume_jax.representations.encoders import presets
-from hume_jax.representations.preprocess import Preprocessing
+from hume_jax.representations.images import preprocess
+from hume_jax.representations.images.preprocess import Preprocessing
 
-GOLDEN = pathlib.Path(__file__).parent / "encoders" / "golden" / "preprocess.npz"
+GOLDEN = pathlib.Path(__file__).parents[1] / "encoders" / "golden" / "preprocess.npz"
 # The preset that stands for each family.
 PRESETS = {
     "moco_v2": "moco_v2_r50",

@@ -9,7 +9,7 @@ from absl import logging
 
 from hume_jax.config_checks import suggest
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names, tfds_prepare
+from hume_jax.representations.images import naming, tfds_prepare
 
 PREFIX = "tfds:"
 FORM = "tfds:NAME[/CONFIG][:VERSION]/SPLIT"
@@ -29,7 +29,7 @@ class _Keys(NamedTuple):
 
 
 class TfdsImages:
-    """The images of a split of a TFDS dataset, in its order, see `images.Source`.
+    """The images of a split of a TFDS dataset, in its order, see `sources.Source`.
 
     The records are read at random places, so they must be array_record files. Ids are row numbers.
     """
@@ -106,7 +106,7 @@ class TfdsImages:
 
     def fingerprint(self) -> str:
         """Returns a hash of the dataset's name, config, version, split and size of its files."""
-        return image_names.digest(map(str, self._identity))
+        return naming.digest(map(str, self._identity))
 
 
 def _keys(where: str, features: Any, label_key: str | None) -> _Keys:

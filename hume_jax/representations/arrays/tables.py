@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import columns, saved_datasets
-from hume_jax.representations.stored import Stored, as_read, choose, reason
-from hume_jax.representations.table_files import Arrow, Parquet, Table
+from hume_jax.representations.arrays import columns, saved_datasets
+from hume_jax.representations.arrays.stored import Stored, as_read, choose, reason
+from hume_jax.representations.arrays.table_files import Arrow, Parquet, Table
 
 # About what is decoded at a time.
 _BATCH_BYTES = 16 * 2**20

@@ -8,13 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import archives, tfds_images
-from hume_jax.representations.archives import ArchiveFile
-from hume_jax.representations.decoding import BrokenImage as BrokenImage
-from hume_jax.representations.decoding import decode as decode
-from hume_jax.representations.image_folder import FolderImages
-from hume_jax.representations.tar_images import TarImages
-from hume_jax.representations.zip_images import ZipImages
+from hume_jax.representations.images import archives, tfds_images
+from hume_jax.representations.images.archives import ArchiveFile
+from hume_jax.representations.images.decoding import BrokenImage as BrokenImage
+from hume_jax.representations.images.decoding import decode as decode
+from hume_jax.representations.images.folder import FolderImages
+from hume_jax.representations.images.tar import TarImages
+from hume_jax.representations.images.zip import ZipImages
 
 _HEAD = 8
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive with and without members
@@ -70,8 +70,8 @@ def open_images(
     * A .tar (uncompressed) or .zip file: in the order of the archive. What it is, its content says.
     * `tfds:NAME[/CONFIG][:VERSION]/SPLIT`: a TensorFlow dataset, prepared if need be.
 
-    In folders and archives an image is what ends in one of `image_names.SUFFIXES`. Its class is the
-    folder it lies in, where all lie in one, see `image_names.classes`.
+    In folders and archives an image is what ends in one of `naming.SUFFIXES`. Its class is the
+    folder it lies in, where all lie in one, see `naming.classes`.
 
     Args:
       where: one of the above.

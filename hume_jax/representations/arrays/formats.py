@@ -22,12 +22,12 @@ import numpy as np
 import psutil
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks, npz, saved_datasets, side_file, tables, tensors
-from hume_jax.representations.stored import Stored
+from hume_jax.representations.arrays import checks, npz, saved_datasets, side_file, tables, tensors
+from hume_jax.representations.arrays.stored import Stored
 
 # A path that starts so is looked for among the data that comes with the package.
 PACKAGE_PREFIX = "hume_jax:"
-_PACKAGE_DATA = Path(__file__).resolve().parents[1] / "data"
+_PACKAGE_DATA = Path(__file__).resolve().parents[2] / "data"
 
 _FORMATS: dict[str, Callable[[Path, str, str], Stored]] = {
     ".npz": npz.find,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hume_jax.errors import UserError
-from hume_jax.representations.stored import printable, reason
+from hume_jax.representations.arrays.stored import printable, reason
 
 # Of one dataset, of a dictionary of datasets.
 _STATE, _DICTIONARY = "state.json", "dataset_dict.json"

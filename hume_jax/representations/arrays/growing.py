@@ -19,7 +19,7 @@ import numpy as np
 
 from hume_jax.errors import UserError
 from hume_jax.files import sync_folder
-from hume_jax.representations import checks, side_file
+from hume_jax.representations.arrays import checks, side_file
 
 Broken = tuple[int, str]  # row, reason
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations.decoding import BrokenImage, decode
-from hume_jax.representations.images import Source
+from hume_jax.representations.images.decoding import BrokenImage, decode
+from hume_jax.representations.images.sources import Source
 
 if TYPE_CHECKING:
     from PIL import Image

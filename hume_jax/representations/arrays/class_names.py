@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import checks
-from hume_jax.representations.formats import find_array
-from hume_jax.representations.stored import reason
+from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays.formats import find_array
+from hume_jax.representations.arrays.stored import reason
 
 
 def numbers(given: Sequence[tuple[str, np.ndarray | None]]) -> list[np.ndarray | None]:

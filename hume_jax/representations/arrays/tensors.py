@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations.stored import Stored, choose, reason
+from hume_jax.representations.arrays.stored import Stored, choose, reason
 
 _LENGTH_BYTES = 8
 _DTYPES = {

@@ -8,15 +8,15 @@ import zlib
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names
-from hume_jax.representations.archives import (
+from hume_jax.representations.images import naming
+from hume_jax.representations.images.archives import (
     ArchiveFile,
     ArchiveImages,
     Bounds,
     Names,
     check_size,
 )
-from hume_jax.representations.decoding import BrokenImage
+from hume_jax.representations.images.decoding import BrokenImage
 
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = struct.Struct("<4s22x2H")  # APPNOTE.TXT 4.3.7: signature, lengths of name and extra
@@ -98,7 +98,7 @@ class ZipImages(ArchiveImages):
 
     def fingerprint(self) -> str:
         """Returns a hash of names, sizes, checksums and places."""
-        return image_names.digest(self.ids, self._rows)
+        return naming.digest(self.ids, self._rows)
 
 
 def _members(file: ArchiveFile) -> list[zipfile.ZipInfo]:

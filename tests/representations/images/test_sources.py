@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations import decoding, image_names, images
+from hume_jax.representations.images import decoding, naming, sources
 
 RED, GREY = (255, 0, 0), (128, 128, 128)
 
@@ -31,14 +31,14 @@ def picture(width=6, height=4):
 
 
 def pixels(data):
-    image = images.decode(data)
+    image = sources.decode(data)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
 def breaks(data, reason):
-    with pytest.raises(images.BrokenImage, match=reason) as error:
-        images.decode(data)
+    with pytest.raises(sources.BrokenImage, match=reason) as error:
+        sources.decode(data)
     assert "\n" not in str(error.value)
     assert "0x" not in str(error.value)
 
@@ -146,7 +146,7 @@ def test_the_first_frame_of_several_counts(kind):
 
 def test_the_content_says_the_format_not_the_name(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(picture(), "PNG"))
-    source = images.open_images(str(tmp_path))
+    source = sources.open_images(str(tmp_path))
     np.testing.assert_array_equal(pixels(source.read(0)), np.asarray(picture()))
 
 
@@ -215,8 +215,8 @@ def test_images_that_are_cut_short_break(kind, rng):
     noise = Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
     data = encoded(noise, kind)
     for share in (0.05, 0.5, 0.9):
-        with pytest.raises(images.BrokenImage):
-            images.decode(data[: int(share * len(data))])
+        with pytest.raises(sources.BrokenImage):
+            sources.decode(data[: int(share * len(data))])
 
 
 def test_damage_inside_is_noticed():
@@ -248,8 +248,8 @@ def test_an_image_that_pillow_warns_of_is_tried():
 def outcome(data):
     """An image, or the reason why it is broken."""
     try:
-        return np.asarray(images.decode(data)).shape[2] == 3
-    except images.BrokenImage as error:
+        return np.asarray(sources.decode(data)).shape[2] == 3
+    except sources.BrokenImage as error:
         return str(error)
 
 
@@ -318,7 +318,7 @@ def reds(source):
 def test_a_folder_is_read_in_the_order_of_relative_paths(tmp_path):
     names = ["b/10.png", "b/9.png", "B/x.PNG", "a.d/deep/down/1.TiF", "a/1.JPeG", "a-b/1.bmp"]
     write(tmp_path, *names)
-    source = images.open_images(str(tmp_path))
+    source = sources.open_images(str(tmp_path))
     # By code points of the whole path: `-` and `.` come before `/`, capitals before small letters.
     assert list(source.ids) == sorted(names)
     assert source.ids[:3] == ("B/x.PNG", "a-b/1.bmp", "a.d/deep/down/1.TiF")
@@ -331,7 +331,7 @@ def test_a_trailing_slash_and_the_home_folder_are_understood(tmp_path, monkeypat
     write(tmp_path / "photos", "a/1.png", "b/1.png")
     monkeypatch.setenv("HOME", str(tmp_path))
     for where in ("~/photos", f"{tmp_path}/photos/", f"{tmp_path}/./photos//"):
-        source = images.open_images(where)
+        source = sources.open_images(where)
         assert source.ids == ("a/1.png", "b/1.png")
         assert reds(source) == [0, 1]
 
@@ -339,12 +339,12 @@ def test_a_trailing_slash_and_the_home_folder_are_understood(tmp_path, monkeypat
 def test_hidden_files_and_what_systems_leave_are_ignored(tmp_path):
     write(tmp_path, "a/1.png", "b/2.png", ".hidden.png", ".cache/3.png", "__MACOSX/a/._1.png")
     write(tmp_path, "a/._1.png", "a/@eaDir/1.png", "Thumbs.db", "b/desktop.ini")
-    assert images.open_images(str(tmp_path)).ids == ("a/1.png", "b/2.png")
+    assert sources.open_images(str(tmp_path)).ids == ("a/1.png", "b/2.png")
 
 
 def test_a_hidden_folder_can_be_named_itself(tmp_path):
     write(tmp_path / ".photos", "1.png")
-    assert images.open_images(str(tmp_path / ".photos")).ids == ("1.png",)
+    assert sources.open_images(str(tmp_path / ".photos")).ids == ("1.png",)
 
 
 def test_other_files_are_counted_and_told_once(tmp_path, caplog):
@@ -353,7 +353,7 @@ def test_other_files_are_counted_and_told_once(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"x")
     os.mkfifo(tmp_path / "pipe.png")
     with caplog.at_level("INFO", "absl"):
-        source = images.open_images(str(tmp_path))
+        source = sources.open_images(str(tmp_path))
     assert source.ids == ("a/1.png",)
     told = [record.message for record in caplog.records if "left out" in record.message]
     assert len(told) == 1
@@ -369,7 +369,7 @@ def test_links_are_followed_and_loops_end(tmp_path, caplog):
     (photos / "dog.png").symlink_to(tmp_path / "elsewhere/dog.png")
     (photos / "bird/loop").symlink_to(photos)
     (photos / "again").symlink_to(photos)
-    source = images.open_images(str(photos))
+    source = sources.open_images(str(photos))
     assert source.ids == ("bird/1.png", "cat/1.png", "dog.png")
     assert reds(source) == [0, 0, 1]
     assert "leads back into a folder it lies in" in caplog.text
@@ -379,7 +379,7 @@ def test_a_broken_link_to_an_image_is_an_error(tmp_path):
     write(tmp_path, "1.png")
     (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(UserError, match=r"2.png is a broken link to .*gone.png"):
-        images.open_images(str(tmp_path))
+        sources.open_images(str(tmp_path))
 
 
 def test_names_that_are_no_text_get_printable_ids(tmp_path):
@@ -388,7 +388,7 @@ def test_names_that_are_no_text_get_printable_ids(tmp_path):
         pathlib.Path(os.fsdecode(name)).write_bytes(encoded(picture()))
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
-    source = images.open_images(str(tmp_path))
+    source = sources.open_images(str(tmp_path))
     assert source.ids == (r"caf\xe9.png",)
     assert source.read(0) == encoded(picture())
     assert source.fingerprint()
@@ -398,7 +398,7 @@ def test_control_characters_are_no_part_of_ids(tmp_path, caplog):
     write(tmp_path, "a\nb\x1b[2J.png")
     (tmp_path / "x.\x1b[2J").write_bytes(b"")
     with caplog.at_level("INFO", "absl"):
-        source = images.open_images(str(tmp_path))
+        source = sources.open_images(str(tmp_path))
     assert source.ids == (r"a\x0ab\x1b[2J.png",)
     assert source.read(0)
     assert "1 without a suffix" in caplog.text
@@ -412,7 +412,7 @@ def test_two_files_with_one_printed_name_are_an_error(tmp_path):
 
 def fails(where, message, **options):
     with pytest.raises(UserError, match=message) as error:
-        images.open_images(str(where), **options)
+        sources.open_images(str(where), **options)
     assert "\n" not in str(error.value)
 
 
@@ -443,7 +443,7 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_is_an_error_and_names_it(tmp_path):
     write(tmp_path, "a/1.png", "b/2.png")
-    source = images.open_images(str(tmp_path))
+    source = sources.open_images(str(tmp_path))
     (tmp_path / "b/2.png").unlink()
     with pytest.raises(UserError, match=r"b/2.png cannot be read: No such file"):
         source.read(1)
@@ -452,19 +452,19 @@ def test_a_file_that_vanishes_is_an_error_and_names_it(tmp_path):
 def test_an_absurdly_large_file_breaks_unread(tmp_path):
     write(tmp_path, "1.png")
     with open(tmp_path / "2.png", "wb") as file:
-        file.truncate(image_names.MAX_BYTES + 1)  # takes no room on disk
-    with pytest.raises(images.BrokenImage, match="takes 268,435,457 bytes"):
-        images.open_images(str(tmp_path)).read(1)
+        file.truncate(naming.MAX_BYTES + 1)  # takes no room on disk
+    with pytest.raises(sources.BrokenImage, match="takes 268,435,457 bytes"):
+        sources.open_images(str(tmp_path)).read(1)
 
 
 def test_the_fingerprint_changes_with_the_list(tmp_path):
     write(tmp_path, "a/1.png", "a/2.png")
-    first = images.open_images(str(tmp_path)).fingerprint()
-    assert images.open_images(f"{tmp_path}/").fingerprint() == first
+    first = sources.open_images(str(tmp_path)).fingerprint()
+    assert sources.open_images(f"{tmp_path}/").fingerprint() == first
     (tmp_path / "a/2.png").rename(tmp_path / "a/3.png")
-    renamed = images.open_images(str(tmp_path)).fingerprint()
+    renamed = sources.open_images(str(tmp_path)).fingerprint()
     write(tmp_path, "a/4.png")
-    assert len({first, renamed, images.open_images(str(tmp_path)).fingerprint()}) == 3
+    assert len({first, renamed, sources.open_images(str(tmp_path)).fingerprint()}) == 3
 
 
 # ---- classes
@@ -485,7 +485,7 @@ def test_the_fingerprint_changes_with_the_list(tmp_path):
     ],
 )
 def test_the_first_folder_that_differs_is_the_class(ids, labels, names):
-    found = image_names.classes("where", ids)
+    found = naming.classes("where", ids)
     assert found.names == names
     assert (None if found.labels is None else found.labels.tolist()) == labels
     assert found.labels is None or found.labels.dtype == np.int64
@@ -495,7 +495,7 @@ def test_the_first_folder_that_differs_is_the_class(ids, labels, names):
 def test_classes_follow_their_definition(folders):
     ids = ["/".join([*parts, f"{i}.png"]) for i, parts in enumerate(folders)]
     shared = len(os.path.commonprefix(folders))
-    found = image_names.classes("where", ids)
+    found = naming.classes("where", ids)
     if min(map(len, folders)) == shared:
         assert found.labels is None
     else:
@@ -507,13 +507,13 @@ def test_classes_follow_their_definition(folders):
 
 def test_folders_that_look_like_splits_are_told(tmp_path, caplog):
     write(tmp_path, "train/1.png", "Test/2.png")
-    images.open_images(str(tmp_path))
+    sources.open_images(str(tmp_path))
     assert "look like splits, not classes" in caplog.text
 
 
 def test_labels_can_be_left_out(tmp_path):
     write(tmp_path, "a/1.png", "b/1.png")
-    source = images.open_images(str(tmp_path), labels=False)
+    source = sources.open_images(str(tmp_path), labels=False)
     assert source.labels is None
     assert source.class_names == ()
 
@@ -521,5 +521,5 @@ def test_labels_can_be_left_out(tmp_path):
 def test_every_suffix_is_of_a_format_that_is_decoded():
     Image.init()
     of = Image.registered_extensions()
-    kinds = {of.get(suffix, suffix) for suffix in image_names.SUFFIXES}
+    kinds = {of.get(suffix, suffix) for suffix in naming.SUFFIXES}
     assert kinds <= {*decoding.FORMATS, "MPO"}

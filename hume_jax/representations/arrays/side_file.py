@@ -12,7 +12,7 @@ import numpy as np
 
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
-from hume_jax.representations import checks
+from hume_jax.representations.arrays import checks
 
 # What to do about rows that are not all there.
 GO_ON = "the same `python -m hume_jax.encode` command goes on with it"

@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names
-from hume_jax.representations.archives import ArchiveFile, ArchiveImages, Bounds, Names
-from hume_jax.representations.decoding import BrokenImage
+from hume_jax.representations.images import naming
+from hume_jax.representations.images.archives import ArchiveFile, ArchiveImages, Bounds, Names
+from hume_jax.representations.images.decoding import BrokenImage
 
 # A member's headers hold its name and attributes. Without a limit a header that claims gigabytes
 # would be read into memory.
@@ -79,7 +79,7 @@ class TarImages(ArchiveImages):
 
     def fingerprint(self) -> str:
         """Returns a hash of names, places and sizes."""
-        return image_names.digest(self.ids, self._bounds)
+        return naming.digest(self.ids, self._bounds)
 
 
 class _Headers:

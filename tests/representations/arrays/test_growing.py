@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
-from hume_jax.representations import growing, side_file
-from hume_jax.representations.growing import GrowingArray
+from hume_jax.representations.arrays import growing, side_file
+from hume_jax.representations.arrays.growing import GrowingArray
 
 SHAPE = (10, 3)
 ABOUT = {"encoder": "tiny"}

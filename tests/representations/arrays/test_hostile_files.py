@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ml_collections import config_dict
 
 from hume_jax.errors import UserError
-from hume_jax.representations import formats, table_files
+from hume_jax.representations.arrays import formats, table_files
 
 ROWS = np.arange(36, dtype=np.float32).reshape(12, 3) / 8 - 2
 MEMORY = 32 * 2**20

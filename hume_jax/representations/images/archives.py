@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names
-from hume_jax.representations.decoding import BrokenImage
+from hume_jax.representations.images import naming
+from hume_jax.representations.images.decoding import BrokenImage
 
 # Of archives that are no use here: first bytes, what they are, how to get at what they hold.
 _KINDS = (
@@ -116,11 +116,11 @@ class Names:
         """
         path = self._path(member)
         parts = path.split("/")
-        if not path or any(map(image_names.is_hidden, parts)):
+        if not path or any(map(naming.is_hidden, parts)):
             return False
-        if not is_file or not image_names.is_image(path):
+        if not is_file or not naming.is_image(path):
             if is_file:
-                self._others[image_names.suffix_of(path)] += 1
+                self._others[naming.suffix_of(path)] += 1
             return False
         if path in self._rows:
             raise UserError(f"{self._where} holds {path!r} twice: make the archive anew")
@@ -144,12 +144,12 @@ class Names:
     def finish(self) -> tuple[str, ...]:
         """Returns the ids; raises a `UserError` if there are none."""
         ids = tuple(self._rows)
-        image_names.check_some(self._where, ids, self._others)
+        naming.check_some(self._where, ids, self._others)
         return ids
 
 
 class ArchiveImages:
-    """What the images of a .tar and of a .zip have in common, see `images.Source`."""
+    """What the images of a .tar and of a .zip have in common, see `sources.Source`."""
 
     name: str
     ids: Sequence[str]
@@ -166,7 +166,7 @@ class ArchiveImages:
         """
         self.name = where
         self.ids = ids
-        self.labels, self.class_names = image_names.classes(where, ids) if labels else (None, ())
+        self.labels, self.class_names = naming.classes(where, ids) if labels else (None, ())
 
     def __len__(self) -> int:
         """The number of images."""
@@ -175,8 +175,8 @@ class ArchiveImages:
 
 def check_size(size: int) -> None:
     """Raises `BrokenImage` if an image has more bytes than are read."""
-    if size > image_names.MAX_BYTES:
-        raise BrokenImage(f"it takes {size:,} bytes, more than {image_names.MAX_BYTES:,}")
+    if size > naming.MAX_BYTES:
+        raise BrokenImage(f"it takes {size:,} bytes, more than {naming.MAX_BYTES:,}")
 
 
 def check_kind(where: str, head: bytes) -> None:
@@ -195,4 +195,4 @@ def check_kind(where: str, head: bytes) -> None:
 
 
 def _parts(member: str) -> list[str]:
-    return [part for part in image_names.printable(member).split("/") if part not in ("", ".")]
+    return [part for part in naming.printable(member).split("/") if part not in ("", ".")]

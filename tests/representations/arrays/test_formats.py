@@ -13,7 +13,8 @@ import safetensors.numpy
 from ml_collections import config_dict
 
 from hume_jax.errors import UserError
-from hume_jax.representations import formats, npz, store, tables
+from hume_jax.representations import store
+from hume_jax.representations.arrays import formats, npz, tables
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "datasets"
 N, D = 12, 3

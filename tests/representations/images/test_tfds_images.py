@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations import images, loader
+from hume_jax.representations.images import loader, sources
 
 N_TRAIN, N_TEST = 40, 9
 
@@ -79,16 +79,16 @@ def prepared(tmp_path_factory):
 
 
 def open_tiny(prepared, where="tfds:tiny_photos/train", **options):
-    return images.open_images(where, tfds_folder=str(prepared), **options)
+    return sources.open_images(where, tfds_folder=str(prepared), **options)
 
 
 def red(source, i):
-    return int(np.asarray(images.decode(source.read(i)))[0, 0, 0])
+    return int(np.asarray(sources.decode(source.read(i)))[0, 0, 0])
 
 
 def fails(message, where, **options):
     with pytest.raises(UserError, match=message) as error:
-        images.open_images(where, **options)
+        sources.open_images(where, **options)
     assert "\n" not in str(error.value)
     assert "TFDS_DATA_DIR" not in str(error.value)
     return str(error.value)
@@ -184,9 +184,9 @@ def test_threads_read_at_once_and_rows_stay_aligned(prepared, rng):
 
 READ = """
 import sys
-from hume_jax.representations import images, loader
+from hume_jax.representations.images import sources, loader
 import numpy as np
-source = images.open_images("tfds:tiny_photos/train", tfds_folder=sys.argv[1])
+source = sources.open_images("tfds:tiny_photos/train", tfds_folder=sys.argv[1])
 size = dict(size=2, batch=8, threads=2)
 found = list(loader.batches(source, range(len(source)), lambda x: np.asarray(x)[:2, :2], **size))
 assert sum((item.rows >= 0).sum() for item in found) == len(source.labels) == 40
@@ -433,7 +433,7 @@ def mocked(tmp_path):
 
 def test_mocked_stl10(mocked):
     with mocked("stl10", {"train": 5, "test": 8, "unlabelled": 3}):
-        source = images.open_images("tfds:stl10/test")
+        source = sources.open_images("tfds:stl10/test")
         assert len(source) == 8
         assert [red(source, i) for i in (7, 2)] == [7, 2]
         assert len(source.class_names) == 10
@@ -443,8 +443,8 @@ def test_mocked_stl10(mocked):
 
 def test_mocked_cifar100_has_two_labellings(mocked):
     with mocked("cifar100", {"train": 6}):
-        fine = images.open_images("tfds:cifar100:3.0.2/train")
-        coarse = images.open_images("tfds:cifar100/train", label_key="coarse_label")
+        fine = sources.open_images("tfds:cifar100:3.0.2/train")
+        coarse = sources.open_images("tfds:cifar100/train", label_key="coarse_label")
         assert (len(fine.class_names), len(coarse.class_names)) == (100, 20)
         assert coarse.labels.max() < 20
         assert fine.labels.tolist() != coarse.labels.tolist()
@@ -452,14 +452,14 @@ def test_mocked_cifar100_has_two_labellings(mocked):
 
 def test_mocked_dataset_with_a_config(mocked):
     with mocked("eurosat/rgb", {"train": 4}):
-        source = images.open_images("tfds:eurosat/rgb:2.0.0/train")
+        source = sources.open_images("tfds:eurosat/rgb:2.0.0/train")
         assert red(source, 3) == 3
         assert len(source.class_names) == 10
 
 
 def test_labels_of_minus_one_count_as_unknown(mocked, caplog):
     with mocked("stl10", {"unlabelled": 3}, label=-1):
-        source = images.open_images("tfds:stl10/unlabelled")
+        source = sources.open_images("tfds:stl10/unlabelled")
         with caplog.at_level("INFO", "absl"):
             assert source.labels is None
         assert "some images have no label" in caplog.text
@@ -482,7 +482,7 @@ import pathlib, sys
 sys.path.insert(0, ".")
 import numpy as np
 import tensorflow_datasets as tfds
-from hume_jax.representations import images
+from hume_jax.representations.images import sources
 
 class TinyArrays(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
@@ -502,8 +502,8 @@ class TinyArrays(tfds.core.GeneratorBasedBuilder):
             # An array, which only TensorFlow encodes.
             yield i, {"image": np.full((4, 4, 3), i, np.uint8), "label": i}
 
-source = images.open_images("tfds:tiny_arrays/train", tfds_folder=sys.argv[1])
-reds = [int(np.asarray(images.decode(source.read(i)))[0, 0, 0]) for i in range(5)]
+source = sources.open_images("tfds:tiny_arrays/train", tfds_folder=sys.argv[1])
+reds = [int(np.asarray(sources.decode(source.read(i)))[0, 0, 0]) for i in range(5)]
 assert reds == source.labels.tolist() and sorted(reds) == list(range(5))
 assert "tensorflow" in sys.modules
 """

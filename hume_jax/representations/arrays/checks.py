@@ -13,7 +13,7 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations.stored import Stored, reason
+from hume_jax.representations.arrays.stored import Stored, reason
 
 # About what one block of rows takes as float32.
 _BLOCK_BYTES = 16 * 2**20

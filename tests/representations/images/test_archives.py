@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations import image_names, images
+from hume_jax.representations.images import naming, sources
 
 NAMES = ("train/b/2.png", "train/a/10.png", "train/a/9.png", "train/b/1.jpg")
 
@@ -30,7 +30,7 @@ def photo(i):
 
 
 def red(source, i):
-    return int(np.asarray(images.decode(source.read(i)))[0, 0, 0])
+    return int(np.asarray(sources.decode(source.read(i)))[0, 0, 0])
 
 
 def tar_member(name, **fields):
@@ -67,13 +67,13 @@ both = pytest.mark.parametrize("kind", WRITERS)
 
 def fails(where, message):
     with pytest.raises(UserError, match=message) as error:
-        images.open_images(str(where))
+        sources.open_images(str(where))
     assert str(where) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def breaks(source, i, reason):
-    with pytest.raises(images.BrokenImage, match=reason):
+    with pytest.raises(sources.BrokenImage, match=reason):
         source.read(i)
 
 
@@ -84,12 +84,12 @@ def breaks(source, i, reason):
 def test_images_are_in_the_order_of_the_archive(kind, tmp_path):
     path = tmp_path / "x.any"  # the content says what it is
     WRITERS[kind](path, NAMES)
-    source = images.open_images(str(path))
+    source = sources.open_images(str(path))
     assert source.ids == NAMES
     assert [red(source, i) for i in (3, 0, 2, 1)] == [3, 0, 2, 1]
     assert source.labels.tolist() == [1, 0, 0, 1]
     assert source.class_names == ("a", "b")
-    assert images.open_images(str(path), labels=False).labels is None
+    assert sources.open_images(str(path), labels=False).labels is None
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -97,7 +97,7 @@ def test_every_form_of_tar_with_long_and_foreign_names(form, tmp_path):
     long = "a/" + "n" * 90 + "/" + "m" * 60 + ".png"
     names = [long, "b/é中.png", "b/ with space.png"]
     write_tar(tmp_path / "x.tar", names, format=form)
-    source = images.open_images(str(tmp_path / "x.tar"))
+    source = sources.open_images(str(tmp_path / "x.tar"))
     assert list(source.ids) == names
     assert [red(source, i) for i in range(3)] == [0, 1, 2]
 
@@ -105,7 +105,7 @@ def test_every_form_of_tar_with_long_and_foreign_names(form, tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_stored_and_deflated_zip_members(method, tmp_path):
     write_zip(tmp_path / "x.zip", NAMES, method)
-    source = images.open_images(str(tmp_path / "x.zip"))
+    source = sources.open_images(str(tmp_path / "x.zip"))
     assert [source.read(i) for i in range(4)] == [photo(i) for i in range(4)]
 
 
@@ -120,7 +120,7 @@ def test_dots_in_paths_hidden_files_and_other_files(kind, tmp_path, caplog):
     members = ["./a/1.png", "a/./._1.png", "__MACOSX/a/1.png", ("b/x.txt", b""), ".b/1.png"]
     WRITERS[kind](tmp_path / "x", [*members, "b//2.png"])
     with caplog.at_level("INFO", "absl"):
-        source = images.open_images(str(tmp_path / "x"))
+        source = sources.open_images(str(tmp_path / "x"))
     assert source.ids == ("a/1.png", "b/2.png")
     assert red(source, 1) == 5
     assert "1 files that are no images are left out: 1 .txt" in caplog.text
@@ -130,20 +130,20 @@ def test_folders_devices_and_pipes_are_no_images(tmp_path):
     kinds = (tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"V")
     odd = [(tar_member(f"{i}.png", type=kind), b"") for i, kind in enumerate(kinds)]
     write_tar(tmp_path / "x.tar", [*odd, "a.png"])
-    source = images.open_images(str(tmp_path / "x.tar"))
+    source = sources.open_images(str(tmp_path / "x.tar"))
     assert source.ids == ("a.png",)
     assert red(source, 0) == 5
 
 
 def test_backslashes_of_old_windows_programs_are_separators(tmp_path):
     write_zip(tmp_path / "x.zip", [r"a\1.png", r"b\2.png"])
-    assert images.open_images(str(tmp_path / "x.zip")).ids == ("a/1.png", "b/2.png")
+    assert sources.open_images(str(tmp_path / "x.zip")).ids == ("a/1.png", "b/2.png")
 
 
 @both
 def test_threads_read_at_once(kind, tmp_path):
     WRITERS[kind](tmp_path / "x", [f"{i}.png" for i in range(200)])
-    source = images.open_images(str(tmp_path / "x"))
+    source = sources.open_images(str(tmp_path / "x"))
     found = {}
 
     def work(seed):
@@ -170,8 +170,8 @@ def test_the_fingerprint_changes_with_names_order_and_contents(kind, tmp_path):
     )
     for members in lists:
         WRITERS[kind](tmp_path / "x", members)
-        found.add(images.open_images(str(tmp_path / "x")).fingerprint())
-        assert images.open_images(str(tmp_path / "x")).fingerprint() in found
+        found.add(sources.open_images(str(tmp_path / "x")).fingerprint())
+        assert sources.open_images(str(tmp_path / "x")).fingerprint() in found
     assert len(found) == len(lists)
 
 
@@ -189,7 +189,7 @@ def test_the_file_is_closed_with_the_source(kind, tmp_path):
                 targets.append(os.readlink(link))
         return targets.count(str(tmp_path / "x"))
 
-    source = images.open_images(str(tmp_path / "x"))
+    source = sources.open_images(str(tmp_path / "x"))
     assert held() == 1
     del source
     assert held() == 0
@@ -254,7 +254,7 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     for kind, write in WRITERS.items():
         write(tmp_path / kind, NAMES)
-        source = images.open_images(str(tmp_path / kind))
+        source = sources.open_images(str(tmp_path / kind))
         assert [red(source, i) for i in range(4)] == [0, 1, 2, 3]
     assert sorted(os.listdir(tmp_path)) == ["empty", "tar", "zip"]
     assert not list(folder.iterdir())
@@ -270,7 +270,7 @@ def test_hard_links_to_images_are_read_and_other_links_break(tmp_path):
         (tar_member("g.png", type=tarfile.LNKTYPE, linkname="g.png"), b""),
     ]
     write_tar(tmp_path / "x.tar", ["a.png", *links, "z.png"])
-    source = images.open_images(str(tmp_path / "x.tar"))
+    source = sources.open_images(str(tmp_path / "x.tar"))
     assert len(source) == 8
     assert (red(source, 0), red(source, 1), red(source, 7)) == (0, 0, 7)
     breaks(source, 2, "a link to 'a.png'.*--dereference")
@@ -284,7 +284,7 @@ def test_links_in_a_zip_break(tmp_path):
     link.create_system = 3
     link.external_attr = 0o120777 << 16
     write_zip(tmp_path / "x.zip", ["a.png", (link, b"/etc/passwd")])
-    source = images.open_images(str(tmp_path / "x.zip"))
+    source = sources.open_images(str(tmp_path / "x.zip"))
     assert red(source, 0) == 0
     breaks(source, 1, "it is a link")
 
@@ -294,7 +294,7 @@ def test_sparse_members_break(tmp_path):
     sparse = tar_member("b.png", pax_headers={**headers, "GNU.sparse.name": "b.png"})
     content = b"1\n0\n3\n".ljust(512, b"\0") + b"abc"
     write_tar(tmp_path / "x.tar", ["a.png", (sparse, content), "c.png"], format=tarfile.PAX_FORMAT)
-    source = images.open_images(str(tmp_path / "x.tar"))
+    source = sources.open_images(str(tmp_path / "x.tar"))
     assert source.ids == ("a.png", "b.png", "c.png")
     breaks(source, 1, "stored as a sparse file")
     assert red(source, 2) == 2
@@ -302,10 +302,10 @@ def test_sparse_members_break(tmp_path):
 
 def test_a_large_tar_member_breaks_unread(tmp_path):
     with open(tmp_path / "x.tar", "wb") as file:
-        file.write(tar_member("a.png", size=image_names.MAX_BYTES + 1).tobuf())
-        file.seek(512 + image_names.MAX_BYTES + 512)  # takes no room on disk
+        file.write(tar_member("a.png", size=naming.MAX_BYTES + 1).tobuf())
+        file.seek(512 + naming.MAX_BYTES + 512)  # takes no room on disk
         file.write(tar_member("b.png", size=3).tobuf() + b"abc".ljust(512, b"\0") + bytes(1024))
-    source = images.open_images(str(tmp_path / "x.tar"))
+    source = sources.open_images(str(tmp_path / "x.tar"))
     breaks(source, 0, "takes 268,435,457 bytes")
     assert source.read(1) == b"abc"
 
@@ -363,7 +363,7 @@ def test_every_truncated_tar_is_noticed(tmp_path):
         path.write_bytes(data[:length])
         fails(path, "cut short|is not a .tar")
     path.write_bytes(data[: end + 512])
-    assert len(images.open_images(str(path))) == len(NAMES)
+    assert len(sources.open_images(str(path))) == len(NAMES)
 
 
 def test_a_damaged_header_inside_a_tar_is_noticed(tmp_path):
@@ -420,7 +420,7 @@ def test_zip_members_that_lie_break(tmp_path):
     )
     for data, reason in cases:
         (tmp_path / "x.zip").write_bytes(data)
-        source = images.open_images(str(tmp_path / "x.zip"))
+        source = sources.open_images(str(tmp_path / "x.zip"))
         if reason is None:
             assert source.read(0) == good
         else:
@@ -441,7 +441,7 @@ def test_a_zip_bomb_inflates_no_further_than_it_claims(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zlib, "decompressobj", Watched)
     (tmp_path / "x.zip").write_bytes(zip_of(deflated(bytes(10**7)), 1000, 0))
-    breaks(images.open_images(str(tmp_path / "x.zip")), 0, "differs")
+    breaks(sources.open_images(str(tmp_path / "x.zip")), 0, "differs")
     assert list(map(len, made)) == [1001]
 
 
@@ -452,7 +452,7 @@ def test_zip_entries_that_point_elsewhere(tmp_path):
     place = data.index(b"PK\x01\x02")
     data[place + 42 : place + 46] = struct.pack("<I", 7)
     path.write_bytes(data)
-    breaks(images.open_images(str(path)), 0, "header in the archive is damaged")
+    breaks(sources.open_images(str(path)), 0, "header in the archive is damaged")
     data[place + 42 : place + 46] = struct.pack("<I", 10**6)
     path.write_bytes(data)
     fails(path, "claims .* bytes from byte 1000000")
@@ -470,7 +470,7 @@ def test_every_truncated_zip_is_noticed(tmp_path):
 def test_an_archive_that_shrinks_after_it_was_opened_is_an_error(tmp_path):
     path = tmp_path / "x.tar"
     write_tar(path, NAMES)
-    source = images.open_images(str(path))
+    source = sources.open_images(str(path))
     os.truncate(path, 600)
     with pytest.raises(UserError, match="has changed while it was read"):
         source.read(2)
@@ -479,7 +479,7 @@ def test_an_archive_that_shrinks_after_it_was_opened_is_an_error(tmp_path):
 def use(path):
     """Opens an archive and reads all of it; only the two errors there are may come up."""
     try:
-        source = images.open_images(str(path))
+        source = sources.open_images(str(path))
     except UserError as error:
         return str(error)
     for name in source.ids:
@@ -490,7 +490,7 @@ def use(path):
     for i in range(len(source)):
         try:
             found.append(source.read(i))
-        except images.BrokenImage as error:
+        except sources.BrokenImage as error:
             found.append(str(error))
     return found
 

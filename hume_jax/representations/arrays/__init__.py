@@ -1,0 +1,1 @@
+"""Arrays on disk: formats, checks of headers and values, files that grow."""
