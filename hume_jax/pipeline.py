@@ -22,6 +22,7 @@ from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import count, duration
 from hume_jax.report import plots, results
 from hume_jax.representations import scaling, store
+from hume_jax.representations.images import table
 from hume_jax.representations.prepared import Prepared
 from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
@@ -277,13 +278,22 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
         )
-        self.folder.write_text(
-            "labels.csv", results.to_csv({split: part.vote for split, part in found.items()})
-        )
+        labels = {split: part.vote for split, part in found.items()}
+        self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
         if self.config.plots:
             plots.draw(self.folder.path, summary, self.folder.metrics())
         self.folder.write_text("results.json", results.to_json(summary))
         return summary
+
+    def _image_names(self) -> dict[str, list[str]]:
+        """What the images of each split are called that was encoded from images."""
+        found = {}
+        for name, split in zip(("train", "test"), self.dataset, strict=True):
+            if split is not None:
+                images = table.names((*split.phi1.paths, *split.phi2.paths), split.n)
+                if images is not None:
+                    found[name] = images
+        return found
 
     def _task(
         self, i: int, task: np.ndarray, scores: dict[str, np.ndarray], found: dict[str, Found]

@@ -278,7 +278,13 @@ def command(folder, repository):
         return subprocess.Popen(
             [sys.executable, TESTS / "tiny_encoder.py", name, *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(repository), "JAX_NUM_CPU_DEVICES": "2"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(repository),
+                "JAX_NUM_CPU_DEVICES": "2",
+                # Programs that run once.
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -352,7 +358,7 @@ def test_two_hosts_write_the_array_that_one_writes(folder, command):
     assert sorted(p.name for p in folder.glob("a.npy*")) == ["a.npy", "a.npy.json"]
 
 
-def test_from_a_folder_of_images_to_its_classes(folder, command, quickly_compiled):
+def test_from_a_folder_of_images_to_its_classes(folder, command):
     out, _ = finished(
         command(
             "main",
@@ -368,7 +374,7 @@ def test_from_a_folder_of_images_to_its_classes(folder, command, quickly_compile
             "--workdir=run",
         )
     )
-    assert "supervised" in out or "k-means" in out
+    assert "k-means, phi1" in out
     with (folder / "run" / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == N

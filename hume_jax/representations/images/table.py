@@ -3,11 +3,17 @@
 import csv
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hume_jax.files import atomic_write
 from hume_jax.representations import store
-from hume_jax.representations.images import sources
+from hume_jax.representations.arrays import side_file
+
+if TYPE_CHECKING:
+    # A search needs none of what reads images.
+    from hume_jax.representations.images import sources
 
 
 class ImageTable:
@@ -22,7 +28,7 @@ class ImageTable:
         self.rows = folder / "images.csv"
         self.labels = folder / "labels.npy"
 
-    def write(self, source: sources.Source, labels: Path) -> None:
+    def write(self, source: "sources.Source", labels: Path) -> None:
         """Writes `images.csv` (row, id, label, class), and the labels; what is there stays.
 
         Args:
@@ -55,7 +61,7 @@ def _labelled(table: Path) -> bool:
         return any(row["label"] for row in itertools.islice(csv.DictReader(file), 1))
 
 
-def _class(source: sources.Source, label: int | None) -> tuple[str, str]:
+def _class(source: "sources.Source", label: int | None) -> tuple[str, str]:
     if label is None:
         return "", ""
     return str(label), source.class_names[label] if label < len(source.class_names) else ""
@@ -65,3 +71,21 @@ def ids(table: Path) -> list[str]:
     """Reads the ids of a table's rows, in order."""
     with table.open(encoding="utf-8", newline="") as file:
         return [row["id"] for row in csv.DictReader(file)]
+
+
+def names(paths: Sequence[str], n: int) -> list[str] | None:
+    """Finds what the images of some rows are called.
+
+    Args:
+      paths: arrays of these rows.
+      n: number of rows.
+
+    Returns:
+      The name of each row's image, None unless one of the arrays was encoded from images.
+    """
+    for path in paths:
+        content = side_file.read(store.find_array(path)) or {}
+        table = Path(content.get("image_table", ""))
+        if table.is_file() and len(found := ids(table)) == n:
+            return found
+    return None

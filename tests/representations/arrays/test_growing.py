@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
-from hume_jax.representations.arrays import growing, side_file
+from hume_jax.representations.arrays import formats, growing, side_file
 from hume_jax.representations.arrays.growing import GrowingArray
 
 SHAPE = (10, 3)
@@ -186,6 +186,15 @@ def test_a_half_written_array_is_refused(path, values):
         side_file.check(path, values)
 
 
+def test_opening_a_half_written_array_says_so(path, values):
+    with begin(path) as array:
+        array.write(np.arange(4), values[:4])
+    assert "half-written: the same" in formats.what_is_missing(str(path))
+    np.save(path, values)
+    with pytest.raises(UserError, match="is half-written"):
+        formats.open_array(path)
+
+
 def test_an_array_that_was_written_over_is_refused(path, values):
     with begin(path) as array:
         array.write(np.arange(10), values)
@@ -193,7 +202,7 @@ def test_an_array_that_was_written_over_is_refused(path, values):
         array.finish(ABOUT)
     np.save(path, values[::-1])
     with pytest.raises(UserError, match=r"is not the array that .*phi\.npy\.json describes"):
-        side_file.check(path, np.load(path))
+        formats.open_array(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", json.dumps({"complete": "yes"})])
