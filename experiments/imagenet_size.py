@@ -167,19 +167,23 @@ def measure(flags: Sequence[str], workdir: pathlib.Path) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "hume_jax.main", "--config=configs/arrays.py", *flags]
     began = time.perf_counter()
-    process = subprocess.Popen(
+    samples: list[Sample] = []
+    with subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    samples: list[Sample] = []
-    watcher = threading.Thread(target=sample, args=(process.pid, samples, began))
-    watcher.start()
-    assert process.stderr is not None
-    starts = list(phases(process.stderr, began))
+    ) as process:
+        watcher = threading.Thread(target=sample, args=(process.pid, samples, began))
+        watcher.start()
+        try:
+            assert process.stderr is not None
+            starts = list(phases(process.stderr, began))
+        except BaseException:
+            process.kill()
+            raise
     watcher.join()
-    if process.wait():
+    if process.returncode:
         raise UserError(f"the run ended with status {process.returncode}, see above")
     results = figures.read_json(workdir / "results.json")
     metrics = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

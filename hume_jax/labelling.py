@@ -4,7 +4,7 @@
 search; what a run writes for its own rows comes from the same functions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,11 @@ class Model(NamedTuple):
 
 
 def encode(
-    theta: np.ndarray, arrays: Sequence[np.ndarray], statistics: Sequence[Statistics], kind: Kind
+    theta: np.ndarray,
+    arrays: Sequence[np.ndarray],
+    statistics: Sequence[Statistics],
+    kind: Kind,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
     """Hard labels of every task encoder.
 
@@ -37,6 +41,7 @@ def encode(
       arrays: phi1 as stored, one (n, d_j) array for each file.
       statistics: of each file.
       kind: see `Model`.
+      done: called with the number of rows of each block.
 
     Returns:
       (S, n) int32, each task in its own class numbers.
@@ -50,6 +55,7 @@ def encode(
         padded = np.zeros((_BLOCK, rows.shape[1]), np.float32)
         padded[: len(rows)] = rows
         labels[:, start : start + len(rows)] = _predict(encoders, padded)[:, : len(rows)]
+        done(len(rows))
     return labels
 
 
@@ -58,14 +64,19 @@ def _predict(theta: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.lax.map(lambda one: task_encoder.predict(one, rows), theta)
 
 
-def predict(model: Model, arrays: Sequence[np.ndarray]) -> aggregate.Vote:
+def predict(
+    model: Model,
+    arrays: Sequence[np.ndarray],
+    done: Callable[[int], None] = lambda rows: None,
+) -> aggregate.Vote:
     """Labels rows by the vote of a model's task encoders; ties go to the lowest class.
 
     Args:
       model: of a finished run.
       arrays: phi1 as stored, one (n, d_j) array for each file.
+      done: called with the number of rows of each block.
     """
-    tasks = encode(model.theta, arrays, model.statistics, model.kind)
+    tasks = encode(model.theta, arrays, model.statistics, model.kind, done)
     return aggregate.vote(tasks, model.theta.shape[2])
 
 

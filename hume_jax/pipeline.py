@@ -1,12 +1,13 @@
 """``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate, search
 from hume_jax.disk_feed import DiskRows
-from hume_jax.progress import count, duration
+from hume_jax.progress import Progress, count, duration
 from hume_jax.report import plots, results
 from hume_jax.representations import scaling, store
 from hume_jax.representations.images import table
@@ -28,6 +29,8 @@ from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
 
 _PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
+# Of a split, from which labelling it is counted.
+_MANY_ROWS = 100_000
 
 
 class Found(NamedTuple):
@@ -153,7 +156,14 @@ class _Run:
         return outcome.theta
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
-        return labelling.encode(theta, split.phi1.arrays, self.statistics, self.kind)
+        """Labels of every task."""
+        with _progress(split.n, "labels of the tasks") as done:
+            return labelling.encode(theta, split.phi1.arrays, self.statistics, self.kind, done)
+
+    def _predict(self, model: labelling.Model, split: store.Split) -> aggregate.Vote:
+        """Labels of the stored model."""
+        with _progress(split.n, "labels") as done:
+            return labelling.predict(model, split.phi1.arrays, done)
 
     def _scores(self, tasks: np.ndarray) -> dict[str, np.ndarray]:
         """Label-free scores of every task, (S,) each, and their agreement (S, S)."""
@@ -193,11 +203,10 @@ class _Run:
         model = labelling.Model(members, self.statistics, self.kind)
         self.folder.write_npz("model.npz", labelling.to_arrays(model))
         train, test = self.dataset.train, self.dataset.test
-        vote = labelling.predict(model, train.phi1.arrays)
-        found = {"train": Found(tasks[:, : train.n], vote)}
+        found = {"train": Found(tasks[:, : train.n], self._predict(model, train))}
         if test is not None:
             own = tasks[:, train.n :] if len(self.splits) == 2 else self._encode(theta, test)
-            found["test"] = Found(own, labelling.predict(model, test.phi1.arrays))
+            found["test"] = Found(own, self._predict(model, test))
         return found
 
     def _baselines(self) -> dict[str, np.ndarray]:
@@ -317,6 +326,16 @@ class _Run:
             predicted = {**predicted, "all": np.concatenate(list(predicted.values()))}
             true["all"] = np.concatenate(known)
         return results.score_splits(predicted, true, detail)
+
+
+@contextlib.contextmanager
+def _progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
+    """What counts rows: shown where there are so many that they take more than seconds."""
+    if rows < _MANY_ROWS:
+        yield lambda rows: None
+    else:
+        with Progress(rows, label) as progress:
+            yield progress.update
 
 
 def _device() -> str:

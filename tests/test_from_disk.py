@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hume_jax import config as config_lib
-from hume_jax import memory, pipeline, planning
+from hume_jax import labelling, memory, pipeline, planning
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
@@ -157,6 +157,14 @@ def test_how_often_each_file_is_read(run, monkeypatch):
     assert read[D1] == 4 * n
     # Values checked, mean and Gram matrix; three times the folds, of 66, that tasks are scored on.
     assert read[D2] == 2 * n + 3 * 198
+
+
+def test_labelling_counts_its_rows(disk, folder, monkeypatch):
+    monkeypatch.setattr(labelling, "_BLOCK", 128)
+    model, rows = labelling.from_arrays(arrays(disk / "model.npz")), []
+    vote = labelling.predict(model, [np.load(folder / "phi1_train.npy")], rows.append)
+    assert rows == [128, 128, 45]
+    np.testing.assert_array_equal(vote.labels, labels(disk)[:TRAIN])
 
 
 def test_a_run_keeps_where_it_reads_from(run, tmp_path, monkeypatch):

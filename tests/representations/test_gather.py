@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -27,10 +28,12 @@ def saved(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
     return checks.open_array(path)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
 def test_rows_by_number_from_arrays_that_lie_one_upon_the_other(dtype, readers, rng, tmp_path):
     parts = [rng.normal(size=(n, 5)).astype(dtype) for n in (40, 1, 23)]
-    stack = Stack([saved(tmp_path / f"{i}.npy", part) for i, part in enumerate(parts)])
+    if dtype is not ml_dtypes.bfloat16:  # which .npy files do not know
+        parts = [saved(tmp_path / f"{i}.npy", part) for i, part in enumerate(parts)]
+    stack = Stack(parts)
     assert (stack.shape, stack.dtype) == ((64, 5), np.dtype(dtype))
     everything = np.concatenate(parts)
     for rows in (rng.integers(0, 64, 200), np.array([63, 0, 40, 41, 40]), np.arange(3)):
