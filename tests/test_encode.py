@@ -39,6 +39,7 @@ def folder(tmp_path, rng, monkeypatch):
     for i in range(N):
         photograph(rng, tmp_path / "photos" / CLASSES[i % 2] / f"{i:02d}.png")
     tiny_encoder.write_weights(tmp_path / "tiny.safetensors")
+    monkeypatch.setitem(presets.PRESETS, "tiny", tiny_encoder.preset)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -339,6 +340,7 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, rng):
     np.testing.assert_array_equal(array[-3000:], np.broadcast_to(array[0], (3000, 8)))
 
 
+@pytest.mark.slow
 def test_two_hosts_write_the_array_that_one_writes(folder, command):
     finished(command(*COMMAND))
     alone = (folder / "a.npy").read_bytes()

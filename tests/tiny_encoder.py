@@ -30,9 +30,6 @@ def preset():
     )
 
 
-presets.PRESETS["tiny"] = preset
-
-
 def write_weights(path, seed=0):
     """Writes random weights under the names of a Dinov2Model."""
     from safetensors.numpy import save_file
@@ -47,5 +44,6 @@ def write_weights(path, seed=0):
 
 
 if __name__ == "__main__":
+    presets.PRESETS["tiny"] = preset
     command = sys.argv.pop(1)
     importlib.import_module(f"hume_jax.{command}").run()
