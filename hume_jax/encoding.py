@@ -6,6 +6,7 @@ goes on with the rows that are not on disk yet.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -23,11 +24,11 @@ from hume_jax.errors import UserError
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import count
 from hume_jax.representations import store
-from hume_jax.representations.arrays import side_file
+from hume_jax.representations.arrays import formats, side_file
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.encode import encode
-from hume_jax.representations.encoders import presets
-from hume_jax.representations.images import sources
+from hume_jax.representations.encoders import hub, presets
+from hume_jax.representations.images import sources, table
 from hume_jax.representations.images.table import ImageTable
 
 # Where `encode.threads` leaves it open: more only wait for the disk.
@@ -83,7 +84,20 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
         for split in ("train", "test"):
             if values["images"][split]:
                 arrays += _fill_field(values, split, name, specs)
+    _check_places(arrays)
     return config_dict.ConfigDict(values).lock(), arrays
+
+
+def _check_places(arrays: Sequence[Array]) -> None:
+    """Checks that no two different arrays go to one file."""
+    places: dict[Path, Array] = {}
+    for array in arrays:
+        other = places.setdefault(array.path.absolute(), array)
+        if (other.split, other.spec) != (array.split, array.spec):
+            raise UserError(
+                f"{array.name} is meant for {other.field} ({other.spec!r} of images.{other.split}) "
+                f"and for {array.field} ({array.spec!r} of images.{array.split}): name two files"
+            )
 
 
 def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str, ...]) -> list:
@@ -112,7 +126,7 @@ def _folder(values: Any, split: str) -> Path:
     stem = _stem(where)
     full = where if where.startswith("tfds:") else str(Path(where).expanduser().resolve())
     digest = hashlib.sha256(full.encode()).hexdigest()[:6]
-    return Path(values["encode"]["folder"]) / f"{stem}-{digest}"
+    return Path(values["encode"]["folder"]).expanduser() / f"{stem}-{digest}"
 
 
 def _stem(where: str) -> str:
@@ -155,7 +169,25 @@ def ensure(
       UserError: whatever is wrong with images, encoders, weights or disk, before any long work;
         an image that cannot be read, unless `images.broken` is `skip`.
     """
+    with processes.together():
+        config, jobs = _prepare(config, check)
+    for job in jobs:
+        for array in job.missing:
+            _encode(config, job, array, processes)
+    return _with_labels(config, jobs, processes)
+
+
+def _prepare(
+    config: config_dict.ConfigDict,
+    check: Callable[[config_dict.ConfigDict, Mapping[str, Stored]], None],
+) -> tuple[config_dict.ConfigDict, list[Job]]:
+    """Finds out what is missing, and all that can be wrong before it is encoded."""
     config, arrays = fill(config)
+    for array in arrays:
+        encoder = presets.parse(array.spec)
+        if not encoder.weights and not _is_there(array):
+            # Says what to get; known before images are opened, which may prepare a dataset.
+            presets.load(encoder)
     jobs = [
         _job(config, split, [array for array in arrays if array.split == split])
         for split in dict.fromkeys(array.split for array in arrays)
@@ -163,32 +195,39 @@ def ensure(
     coming = _coming(config, jobs)
     check(config, coming)
     _check_disk(jobs, coming)
-    encoders = [presets.parse(array.spec) for job in jobs for array in job.missing]
-    # Weights that are missing are known before the first image. They are read once more when their
-    # turn comes: the largest take gigabytes.
-    for encoder in {encoder.spec: encoder for encoder in encoders[1:]}.values():
+    encoders = {array.spec: presets.parse(array.spec) for job in jobs for array in job.missing}
+    # Weights that are missing are known before the first image. All but the first are read once
+    # more when their turn comes: the largest take gigabytes.
+    for encoder in list(encoders.values())[1:]:
         presets.load(encoder)
-    for job in jobs:
-        for array in job.missing:
-            _encode(config, job, array, processes)
-    return _with_labels(config, jobs, processes)
+    return config, jobs
 
 
 def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) -> Job:
     """Opens the images of a split, and compares with them what was encoded before."""
-    missing = tuple(array for array in arrays if not _is_there(array))
+    # One array may be both phi1 and phi2.
+    different = {array.path.absolute(): array for array in arrays}.values()
+    missing = tuple(array for array in different if not _is_there(array))
     begun = [array for array in arrays if side_file.read(array.path) is not None]
     source = _open(config.images, split, must=bool(missing)) if missing or begun else None
     if source is not None:
         for array in begun:
             _check_same(array, _identity(array, source, config.encode.dtype))
-    return Job(split, source, missing, ImageTable(_folder(config, split)))
+    for array in begun:
+        weights = Path(presets.parse(array.spec).weights).expanduser()
+        if weights.is_file():
+            _check_weights(array, hub.local(weights).sha256)
+    return Job(split, source, missing, ImageTable(_folder(config, split), config.images.label))
 
 
 def _is_there(array: Array) -> bool:
     """Whether all rows are on disk: a finished array, or a file of the user's own."""
     content = side_file.read(array.path)
-    return array.path.exists() and (content is None or content["complete"])
+    if not array.path.exists() or (content is not None and not content["complete"]):
+        return False
+    # Refused here if it is not what its side file says.
+    formats.open_header(array.path)
+    return True
 
 
 def _open(settings: Any, split: str, must: bool) -> sources.Source | None:
@@ -214,6 +253,8 @@ def _identity(array: Array, source: sources.Source, dtype: str) -> dict[str, Any
         "rows": len(source),
         "images_digest": source.fingerprint(),
         "dtype": dtype,
+        # As JSON gives it back.
+        "preprocessing": json.loads(json.dumps(presets.parse(array.spec).preprocessing._asdict())),
     }
 
 
@@ -229,6 +270,18 @@ def _check_same(array: Array, identity: Mapping[str, Any]) -> None:
             )
 
 
+def _check_weights(array: Array, sha256: str) -> None:
+    """Checks that an array, whole or not, was made with the weights that are there now."""
+    content = side_file.read(array.path) or {}
+    before = content.get("weights", {}).get("sha256", sha256)
+    if before != sha256:
+        raise UserError(
+            f"{array.path} was encoded with other weights (SHA-256 {before}) than those of "
+            f"{array.spec!r} (SHA-256 {sha256}): delete it and {side_file.place(array.path)} to "
+            "encode anew"
+        )
+
+
 def _coming(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, Stored]:
     """The headers of the arrays that are not there yet, by the path that the config names."""
     found = {}
@@ -238,9 +291,6 @@ def _coming(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, St
         for array in job.missing:
             shape = (len(job.source), presets.width(presets.parse(array.spec)))
             found[array.name] = _to_come(array.name, shape, config.encode.dtype)
-        labels = config.data[job.split].labels
-        if labels and config.images.labels and not store.find_array(labels).exists():
-            found[labels] = _to_come(labels, (len(job.source),), "int64")
     return found
 
 
@@ -274,14 +324,17 @@ def _check_disk(jobs: Sequence[Job], coming: Mapping[str, Stored]) -> None:
 def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: Processes) -> None:
     assert job.source is not None
     encoder = presets.parse(array.spec)
-    params, fetched = presets.load(encoder)
+    with processes.together():
+        params, fetched = presets.load(encoder)
+        _check_weights(array, fetched.sha256)
     description = {
         **_identity(array, job.source, config.encode.dtype),
         "columns": presets.width(encoder),
         "images": config.images[job.split],
-        "image_table": str(job.table.rows.absolute()),
+        # From the array's folder, so that both may be moved together.
+        "image_table": os.path.relpath(job.table.rows.absolute(), array.path.absolute().parent),
+        "ids_digest": table.digest(job.source.ids),
         "unit_norm": encoder.unit_norm,
-        "preprocessing": encoder.preprocessing._asdict(),
         "weights": {
             "source": encoder.weights,
             "commit": fetched.commit,
@@ -312,11 +365,10 @@ def _with_labels(
     values = config.to_dict()
     for job in jobs:
         section = values["data"][job.split]
-        labels = store.find_array(section["labels"] or str(job.table.labels))
         # Last, for the labels of a tfds dataset come with the images.
-        if job.source is not None and processes.number == 0:
-            job.table.write(job.source, labels)
-        processes.wait(f"table of {job.split}")
-        if not section["labels"] and labels.exists() and config.images.labels:
-            section["labels"] = str(labels)
+        with processes.together():
+            if job.source is not None and processes.number == 0:
+                job.table.write(job.source)
+        if not section["labels"] and config.images.labels and job.table.labels.exists():
+            section["labels"] = str(job.table.labels)
     return config_dict.ConfigDict(values).lock()

@@ -6,8 +6,10 @@ a sharded map today.) Tasks are independent, so the ``task`` axis needs no commu
 belong to virtual shards, which the ``data`` axis divides.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -80,12 +82,32 @@ class Processes(NamedTuple):
     number: int = 0
     total: int = 1
 
-    def wait(self, name: str) -> None:
-        """Returns once every process has come to the point of this name."""
-        if self.total > 1:
-            from jax.experimental import multihost_utils
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A part of the work that no process leaves before all are done with it.
 
-            multihost_utils.sync_global_devices(name)
+        Raises:
+          UserError: it failed in another process; so no process waits for one that has ended.
+        """
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            others = self._failed(failed)
+            if others.size and not failed:
+                raise UserError(
+                    f"process {others[0]} of {self.total} has failed, it says why: what is on disk "
+                    "is kept, the same commands go on with it"
+                )
+
+    def _failed(self, failed: bool) -> np.ndarray:
+        """The numbers of the processes that failed; all processes ask at the same time."""
+        if self.total == 1:
+            return np.flatnonzero([failed])
+        from jax.experimental import multihost_utils
+
+        return np.flatnonzero(multihost_utils.process_allgather(np.asarray(failed)))
 
 
 ALONE = Processes()
@@ -104,8 +126,10 @@ def start(coordinator: str, count: int, index: int) -> Processes:
       UserError: such processes cannot be.
     """
     if not coordinator:
-        if count != 1:
-            raise UserError(f"processes is {count}: say where process 0 is, distributed=HOST:PORT")
+        if (count, index) != (1, 0):
+            raise UserError(
+                f"process {index} of {count}: say where process 0 is, distributed=HOST:PORT"
+            )
         return ALONE
     if coordinator == "auto":
         try:
@@ -116,6 +140,8 @@ def start(coordinator: str, count: int, index: int) -> Processes:
                 "processes and process"
             ) from error
         return Processes(jax.process_index(), jax.process_count())
+    if not re.fullmatch(r".+:[0-9]+", coordinator):
+        raise UserError(f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT")
     if not 0 <= index < count:
         raise UserError(f"process is {index} of {count} processes: they are counted from 0")
     jax.distributed.initialize(coordinator, count, index)

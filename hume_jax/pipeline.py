@@ -299,7 +299,7 @@ class _Run:
         found = {}
         for name, split in zip(("train", "test"), self.dataset, strict=True):
             if split is not None:
-                images = table.names((*split.phi1.paths, *split.phi2.paths), split.n)
+                images = table.names((*split.phi1.paths, *split.phi2.paths))
                 if images is not None:
                     found[name] = images
         return found

@@ -19,9 +19,10 @@ from PIL import Image
 from hume_jax import config as config_lib
 from hume_jax import encoding
 from hume_jax.errors import UserError
+from hume_jax.representations import encode
 from hume_jax.representations.arrays import side_file
 from hume_jax.representations.encoders import presets
-from hume_jax.representations.images import preprocess, sources
+from hume_jax.representations.images import preprocess, sources, table
 
 TESTS = pathlib.Path(__file__).resolve().parent
 N = 23
@@ -99,7 +100,8 @@ def test_the_side_file_says_what_made_the_array(folder):
     assert content["preprocessing"]["crop"] == 28
     assert (content["rows"], content["columns"], content["dtype"]) == (N, 8, "float16")
     assert content["unit_norm"] is False
-    assert pathlib.Path(content["image_table"]).exists()
+    assert (path.parent / content["image_table"]).exists()
+    assert table.names([str(path)])[2] == "cat/04.png"
     assert np.load(path).dtype == np.float16
 
 
@@ -123,16 +125,20 @@ def test_several_encoders_and_both_splits(folder, rng):
 
 
 def test_an_array_goes_where_its_field_says(folder):
-    config = encoding.ensure(
-        configured(data__train__phi1="a/b.npy", data__train__labels="a/labels.npy")
-    )
+    config = encoding.ensure(configured(data__train__phi1="a/b.npy"))
     assert np.load("a/b.npy").shape == (N, 8)
-    assert np.load("a/labels.npy").shape == (N,)
     assert config.data.train.phi1 == "a/b.npy"
+
+
+def test_labels_of_ones_own_are_neither_made_nor_replaced(folder):
+    assert encoding.ensure(configured(data__train__labels="y.npy")).data.train.labels == "y.npy"
+    assert not (folder / "y.npy").exists()
 
 
 def test_labels_of_the_images_can_be_left_alone(folder):
     assert encoding.ensure(configured(images__labels=False)).data.train.labels == ""
+    # And taken up again.
+    assert len(np.load(encoding.ensure(configured()).data.train.labels)) == N
 
 
 # ---- what is there stays
@@ -171,6 +177,35 @@ def test_an_array_of_other_settings_is_refused(folder, fields, what):
     encoding.ensure(configured(data__train__phi1="a.npy"))
     with pytest.raises(UserError, match=rf"a\.npy was encoded with {what}.*delete it and a\.npy"):
         encoding.ensure(configured(data__train__phi1="a.npy", **fields))
+
+
+def test_an_array_of_other_weights_is_refused(folder):
+    encoding.ensure(configured())
+    tiny_encoder.write_weights(folder / "tiny.safetensors", seed=1)
+    with pytest.raises(UserError, match="was encoded with other weights"):
+        encoding.ensure(configured())
+
+
+def test_a_run_does_not_go_on_with_other_weights(folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "_put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encoding.ensure(configured())
+    tiny_encoder.write_weights(folder / "tiny.safetensors", seed=1)
+    with pytest.raises(UserError, match="was encoded with other weights"):
+        encoding.ensure(configured())
+
+
+def test_names_are_those_of_the_very_images(folder):
+    path = encoding.ensure(configured()).data.train.phi1
+    rows = pathlib.Path(path).with_name("images.csv")
+    rows.write_text(rows.read_text().replace("cat/04.png", "cat/05.png"))
+    assert table.names([path]) is None
+    rows.write_bytes(b"\xff")
+    assert table.names([path]) is None
 
 
 def test_an_array_of_other_images_is_refused(folder, rng):
@@ -225,6 +260,14 @@ def test_a_broken_image_keeps_its_row(broken, caplog):
         ),
         ({"data__train__phi1": ("a.npy", "b.npy")}, "names 2 arrays, 'encode.phi1' 1 encoder"),
         ({"data__train__phi1": "a.npz"}, "'a.npz': encoded arrays are .npy files"),
+        (
+            {
+                "encode__phi2": "tiny:weights=tiny.safetensors,unit_norm",
+                "data__train__phi1": "a.npy",
+                "data__train__phi2": "a.npy",
+            },
+            "a.npy is meant for data.train.phi1 .* and for data.train.phi2 .*: name two files",
+        ),
     ],
 )
 def test_what_is_wrong_is_known_before_the_first_image(folder, fields, message):
@@ -252,12 +295,9 @@ def test_the_arrays_to_come_are_announced(folder):
         raise UserError("not so")
 
     with pytest.raises(UserError, match="not so"):
-        encoding.ensure(
-            configured(data__train__phi1="a.npy", data__train__labels="y.npy"), check=check
-        )
+        encoding.ensure(configured(data__train__phi1="a.npy"), check=check)
     assert {name: (s.shape, str(s.dtype)) for name, s in seen.items()} == {
         "a.npy": ((N, 8), "float32"),
-        "y.npy": ((N,), "int64"),
     }
 
 
@@ -340,24 +380,39 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, rng):
     np.testing.assert_array_equal(array[-3000:], np.broadcast_to(array[0], (3000, 8)))
 
 
+@pytest.fixture
+def hosts(command):
+    """Starts the two processes of a run and returns them."""
+
+    def start(*arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = (f"--distributed=127.0.0.1:{port}", "--processes=2")
+        return [command(*arguments, *flags, f"--process={i}") for i in range(2)]
+
+    return start
+
+
 @pytest.mark.slow
-def test_two_hosts_write_the_array_that_one_writes(folder, command):
+def test_two_hosts_write_the_array_that_one_writes(folder, command, hosts):
     finished(command(*COMMAND))
     alone = (folder / "a.npy").read_bytes()
     for name in ("a.npy", "a.npy.json"):
         (folder / name).unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    hosts = [
-        command(*COMMAND, f"--distributed=127.0.0.1:{port}", "--processes=2", f"--process={i}")
-        for i in range(2)
-    ]
-    told = [finished(host)[1] for host in hosts]
+    told = [finished(host)[1] for host in hosts(*COMMAND)]
     assert "encoding 12 images" in told[0]
     assert "encoding 11 images" in told[1]
     assert (folder / "a.npy").read_bytes() == alone
     assert sorted(p.name for p in folder.glob("a.npy*")) == ["a.npy", "a.npy.json"]
+
+
+@pytest.mark.slow
+def test_an_error_on_one_host_ends_both(broken, hosts):
+    # The broken image is among the rows of the first.
+    first, second = (finished(host, status=2)[1] for host in hosts(*COMMAND))
+    assert "image cat/04.png (row 2) is broken" in first.splitlines()[-1]
+    assert "process 0 of 2 has failed, it says why" in second.splitlines()[-1]
 
 
 def test_from_a_folder_of_images_to_its_classes(folder, command):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from hume_jax.representations.arrays.growing import GrowingArray
 from hume_jax.representations.encoders import presets
 from hume_jax.representations.images import loader, preprocess, sources
 
-# Rows that are computed between two notes of what is on disk: a few seconds' work on two CPU cores.
-_FLUSH_ROWS = 1024
+# Between two notes of what is on disk: what a kill costs at most, beside the batches under way.
+_FLUSH_SECONDS = 3.0
 # Batches that the device works on while the host writes the one before them.
 _AHEAD = 2
 
@@ -59,37 +60,36 @@ def encode(
     """
     width = presets.width(encoder)
     with GrowingArray(path, (len(source), width), dtype, processes.number) as array:
-        if processes.number == 0:
-            array.begin(description)
-        processes.wait("files made")
-        array.open()
-        left = array.remaining()
-        # Before any of them notes more rows.
-        processes.wait("rows shared out")
+        with processes.together():
+            if processes.number == 0:
+                array.begin(description)
+        # No process notes more rows before all have shared them out.
+        with processes.together():
+            array.open()
+            left = array.remaining()
         mine = np.array_split(left, processes.total)[processes.number]
-        if mine.size:
-            logging.info("encoding %s with %s", count(len(mine), "image"), encoder.spec)
-            prepare = functools.partial(preprocess.crop, how=encoder.preprocessing)
-            mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
-            pixels = loader.batches(
-                source,
-                mine,
-                prepare,
-                size=encoder.preprocessing.crop,
-                batch=-(-batch // mesh.size) * mesh.size,
-                threads=threads,
-            )
-            done = len(source) - left.size
-            # Its threads end at once where a broken image ends the work.
-            with contextlib.closing(pixels):
-                outputs = _outputs(encoder, params, pixels, mesh)
-                _write_all(array, outputs, source, done, mine.size, skip_broken)
-        processes.wait("rows written")
-        if processes.number == 0:
-            broken = array.broken()
-            array.finish(description)
-            _tell(path, width, source, broken)
-        processes.wait("array finished")
+        with processes.together():
+            if mine.size:
+                logging.info("encoding %s with %s", count(len(mine), "image"), encoder.spec)
+                mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+                pixels = loader.batches(
+                    source,
+                    mine,
+                    functools.partial(preprocess.crop, how=encoder.preprocessing),
+                    size=encoder.preprocessing.crop,
+                    batch=-(-batch // mesh.size) * mesh.size,
+                    threads=threads,
+                )
+                done = len(source) - left.size
+                # Its threads end at once where a broken image ends the work.
+                with contextlib.closing(pixels):
+                    outputs = _outputs(encoder, params, pixels, mesh)
+                    _write_all(array, outputs, source, done, mine.size, skip_broken)
+        with processes.together():
+            if processes.number == 0:
+                broken = array.broken()
+                array.finish(description)
+                _tell(path, width, source, broken)
 
 
 def _write_all(
@@ -161,7 +161,7 @@ def _put(
             f"{source.name}: the representation of image {source.ids[row]} (row {row}) {what}"
         )
     array.write(rows, stored, item.broken)
-    if array.unnoted >= _FLUSH_ROWS:
+    if time.monotonic() - array.flushed >= _FLUSH_SECONDS:
         array.flush()
 
 

@@ -62,8 +62,12 @@ class Stack:
 
 
 def _copy(array: np.ndarray, rows: np.ndarray, out: np.ndarray, to: np.ndarray) -> None:
-    # `take` lets other threads run while it waits for the disk.
-    out[to] = np.take(array, rows, axis=0)
+    # `take` lets other threads run while it waits for the disk. Of rows that lie at odd places in
+    # their file, as some of an archive do, it would first copy all: it takes their bytes.
+    if array.flags.aligned:
+        out[to] = np.take(array, rows, axis=0)
+    else:
+        out[to] = np.take(array.view(np.uint8), rows, axis=0).view(array.dtype)
 
 
 @contextlib.contextmanager

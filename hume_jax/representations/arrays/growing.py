@@ -10,12 +10,14 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+from absl import logging
 
 from hume_jax.errors import UserError
 from hume_jax.files import sync_folder
@@ -42,6 +44,7 @@ class GrowingArray:
         self._notes: IO[str] | None = None
         self._offset = 0
         self._unnoted: list[np.ndarray] = []
+        self.flushed = time.monotonic()  # when rows were last noted
         self._unnoted_broken: list[Broken] = []
 
     def __enter__(self) -> Self:
@@ -77,19 +80,24 @@ class GrowingArray:
         part = side_file.part(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Before anything is touched that another run may be writing to.
+            self._lock()
+            content = side_file.read(self.path)
+            if content is not None and content["complete"]:
+                raise UserError(f"{self.path} was just completed by another process: start again")
             if self.path.exists() and not part.exists() and not self.remaining().size:
                 # Killed when the array was in its place and the side file did not say so yet.
                 os.replace(self.path, part)
-            if side_file.read(self.path) is None or not part.exists():
+            if content is None or not part.exists():
                 # Notes of rows that are no longer there would be believed.
                 for notes in self._all_notes():
-                    notes.unlink()
+                    os.truncate(notes, 0)
                 side_file.write(self.path, {"complete": False, **description})
                 self._make(part)
         except OSError as error:
             raise UserError(
-                f"{part} cannot be written: {error.strerror}; set encode.folder to a folder with "
-                f"{self._bytes() / 2**30:.3g} GiB of free space"
+                f"{part} cannot be written: {error.strerror}; set encode.folder to a folder that "
+                f"can be, with {self._bytes() / 1e6:.3g} MB of free space"
             ) from error
 
     def open(self) -> None:
@@ -99,9 +107,26 @@ class GrowingArray:
           UserError: another process of this number is writing, or the files are damaged.
         """
         part = side_file.part(self.path)
+        if self._notes is None:
+            self._lock()
         self._data = part.open("r+b")
-        notes = self._notes_path(self._process)
-        self._notes = notes.open("a", encoding="utf-8")
+        try:
+            stored = checks.open_array(part)
+        except UserError as error:
+            raise UserError(
+                f"{part} is damaged: delete it and {side_file.place(self.path)}"
+            ) from error
+        if stored.shape != self.shape or stored.dtype != self.dtype:
+            raise UserError(
+                f"{part} has shape {stored.shape} and dtype {stored.dtype}, not {self.shape} and "
+                f"{self.dtype}: delete it and {side_file.place(self.path)}"
+            )
+        self._offset = part.stat().st_size - self._bytes()
+
+    def _lock(self) -> None:
+        """Opens the notes of this process, which no other run may have open."""
+        path = self._notes_path(self._process)
+        self._notes = path.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -110,15 +135,10 @@ class GrowingArray:
                 "encode.folder"
             ) from error
         except OSError:
-            # A file system without locks: two runs at a time would only write the same rows twice.
-            pass
-        stored = checks.open_array(part)
-        if stored.shape != self.shape or stored.dtype != self.dtype:
-            raise UserError(
-                f"{part} has shape {stored.shape} and dtype {stored.dtype}, not {self.shape} and "
-                f"{self.dtype}: delete it and {side_file.place(self.path)}"
-            )
-        self._offset = part.stat().st_size - self._bytes()
+            logging.warning("%s: this file system has no locks, start one run at a time", path)
+        # The run that held it may have ended and removed it since.
+        if not path.exists() or not os.path.samestat(os.fstat(self._notes.fileno()), path.stat()):
+            raise UserError(f"{self.path} was just completed by another process: start again")
 
     def remaining(self) -> np.ndarray:
         """Returns the rows that no process has noted yet, (m,) int64 ascending."""
@@ -161,11 +181,6 @@ class GrowingArray:
         self._unnoted.append(np.asarray(rows))
         self._unnoted_broken += broken
 
-    @property
-    def unnoted(self) -> int:
-        """Rows written since the last `flush`."""
-        return sum(map(len, self._unnoted))
-
     def flush(self) -> None:
         """Takes what was written to disk, and then notes it as finished."""
         if not self._unnoted:
@@ -181,6 +196,7 @@ class GrowingArray:
         self._notes.flush()
         os.fsync(self._notes.fileno())
         self._unnoted, self._unnoted_broken = [], []
+        self.flushed = time.monotonic()
 
     def finish(self, description: Mapping[str, Any]) -> None:
         """Puts the array in its place once all rows are there; for process 0.
@@ -188,6 +204,12 @@ class GrowingArray:
         Args:
           description: what the side file says beside `complete`, `digest` and `broken`.
         """
+        left = self.remaining().size
+        if left:
+            raise UserError(
+                f"{left} rows of {self.path} are not on disk, or this process does not see them: "
+                "start the same command again"
+            )
         part = side_file.part(self.path)
         broken = [list(pair) for pair in self.broken()]
         array = checks.open_array(part)
@@ -235,7 +257,10 @@ class GrowingArray:
                 except ValueError:
                     # Torn by a kill, or empty; its rows are encoded again.
                     continue
-                if isinstance(note, dict):
+                # What this package did not write is passed over too.
+                if isinstance(note, dict) and all(
+                    isinstance(note.get(key), list) for key in ("rows", "broken")
+                ):
                     yield note
 
 

@@ -45,10 +45,10 @@ def read(array: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: delete it and {array}, and encode again"
-        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: delete it and {array}, and encode again") from error
     if not isinstance(content, dict) or not isinstance(content.get("complete"), bool):
         raise UserError(f"{path} is no side file of an array: delete it, or name the array anew")
     return content

@@ -1,12 +1,13 @@
 """Which image each row of an encoded array is: a table, and the labels that came with them."""
 
 import csv
+import hashlib
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.representations import store
 from hume_jax.representations.arrays import side_file
@@ -19,32 +20,40 @@ if TYPE_CHECKING:
 class ImageTable:
     """The files beside the arrays of one list of images."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, label: str = "") -> None:
         """Names the files.
 
         Args:
           folder: of the arrays.
+          label: which labels of the images, where there are several.
         """
-        self.rows = folder / "images.csv"
-        self.labels = folder / "labels.npy"
+        suffix = f".{label}" if label else ""
+        self.rows = folder / f"images{suffix}.csv"
+        self.labels = folder / f"labels{suffix}.npy"
 
-    def write(self, source: "sources.Source", labels: Path) -> None:
+    def write(self, source: "sources.Source") -> None:
         """Writes `images.csv` (row, id, label, class), and the labels; what is there stays.
 
         Args:
           source: the images; the arrays beside the table are known to be of them.
-          labels: where their labels go, if they have some.
+
+        Raises:
+          UserError: the files cannot be written.
         """
         known = self.rows.exists() and ids(self.rows) == list(source.ids)
-        if known and (labels.exists() or not _labelled(self.rows)):
+        if known and (self.labels.exists() or source.labels is None):
             return
-        if not known:
-            # What an earlier list of images left here.
-            self.labels.unlink(missing_ok=True)
+        try:
+            self._write(source)
+        except OSError as error:
+            raise UserError(f"{self.rows} cannot be written: {error.strerror}") from error
+
+    def _write(self, source: "sources.Source") -> None:
         self.rows.parent.mkdir(parents=True, exist_ok=True)
-        if source.labels is not None and not labels.exists():
-            labels.parent.mkdir(parents=True, exist_ok=True)
-            store.save_array(labels, source.labels)
+        # What an earlier list of images left here.
+        self.labels.unlink(missing_ok=True)
+        if source.labels is not None:
+            store.save_array(self.labels, source.labels)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "id", "label", "class"])
@@ -55,12 +64,6 @@ class ImageTable:
             file.write(text.getvalue().encode())
 
 
-def _labelled(table: Path) -> bool:
-    """Whether the first row of a table has a label."""
-    with table.open(encoding="utf-8", newline="") as file:
-        return any(row["label"] for row in itertools.islice(csv.DictReader(file), 1))
-
-
 def _class(source: "sources.Source", label: int | None) -> tuple[str, str]:
     if label is None:
         return "", ""
@@ -68,24 +71,32 @@ def _class(source: "sources.Source", label: int | None) -> tuple[str, str]:
 
 
 def ids(table: Path) -> list[str]:
-    """Reads the ids of a table's rows, in order."""
-    with table.open(encoding="utf-8", newline="") as file:
-        return [row["id"] for row in csv.DictReader(file)]
+    """Reads the ids of a table's rows, in order; none if it is no such table."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            return [row["id"] for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, csv.Error):
+        return []
 
 
-def names(paths: Sequence[str], n: int) -> list[str] | None:
+def digest(names: Sequence[str]) -> str:
+    """Returns a hash of ids in order."""
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
+
+
+def names(paths: Sequence[str]) -> list[str] | None:
     """Finds what the images of some rows are called.
 
     Args:
       paths: arrays of these rows.
-      n: number of rows.
 
     Returns:
-      The name of each row's image, None unless one of the arrays was encoded from images.
+      The name of each row's image, None unless one of the arrays was encoded from images and the
+      table of these very images is there.
     """
-    for path in paths:
-        content = side_file.read(store.find_array(path)) or {}
-        table = Path(content.get("image_table", ""))
-        if table.is_file() and len(found := ids(table)) == n:
+    for path in map(store.find_array, paths):
+        content = side_file.read(path) or {}
+        found = ids(path.parent / content.get("image_table", ""))
+        if found and digest(found) == content.get("ids_digest"):
             return found
     return None

@@ -67,10 +67,8 @@ def test_only_rows_that_are_on_disk_count_as_finished(path, values):
     with begin(path) as array:
         array.write(np.arange(4), values[:4])
         assert array.remaining().size == 10
-        assert array.unnoted == 4
         array.flush()
         assert array.remaining().size == 6
-        assert array.unnoted == 0
 
 
 def test_what_an_interrupted_process_wrote_is_found_again(path, values):
@@ -92,7 +90,7 @@ def test_a_torn_note_is_passed_over_and_its_rows_come_again(path, values):
         array.write(np.arange(3), values[:3])
     notes = path.with_name("phi.npy.rows-0")
     with notes.open("a") as file:
-        file.write('\n{"rows": [[3, 9')
+        file.write('\n{"rows": 5}\n7\n{"rows": [[3, 9')
     with begin(path) as array:
         assert array.remaining().tolist() == [3, 4, 5, 6, 7, 8, 9]
         array.write(np.arange(3, 5), values[3:5])
@@ -137,6 +135,30 @@ def test_two_runs_at_a_time_are_refused(path):
         pass
 
 
+def test_a_run_that_is_refused_leaves_the_other_one_its_files(path, values):
+    with begin(path) as array:
+        array.write(np.arange(5), values[:5])
+        side_file.part(path).rename(path.with_name("away"))
+        with pytest.raises(UserError, match="is being encoded by another"), begin(path):
+            pass
+        path.with_name("away").rename(side_file.part(path))
+        array.write(np.arange(5, 10), values[5:])
+        array.flush()
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path), values)
+    with pytest.raises(UserError, match="was just completed by another"), begin(path):
+        pass
+
+
+def test_an_array_is_not_finished_while_rows_are_missing(path, values):
+    with begin(path) as array:
+        array.write(np.arange(5), values[:5])
+        array.flush()
+        with pytest.raises(UserError, match="5 rows of .* are not on disk"):
+            array.finish(ABOUT)
+    assert not path.exists()
+
+
 def test_another_shape_in_the_same_place_is_refused(path):
     with begin(path):
         pass
@@ -150,9 +172,9 @@ def test_a_full_disk_is_known_before_the_first_row(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(growing.os, "posix_fallocate", full)
-    array = GrowingArray(path, SHAPE, "float16")
-    with pytest.raises(UserError, match="No space left on device; set encode.folder"):
-        array.begin(ABOUT)
+    message = "No space left on device; set encode.folder"
+    with pytest.raises(UserError, match=message), begin(path):
+        pass
     assert not side_file.part(path).exists()
 
 
