@@ -15,6 +15,8 @@ from hume_jax.baselines.rows import Rows
 STARTS = 10
 # Rows that are held as a float32 copy at a time when centres are assigned.
 _BLOCK = 4096
+# Copies of the rows that scikit-learn makes in each start: centred, and for their variance.
+_COPIES = 2
 
 
 def kmeans(
@@ -52,7 +54,7 @@ def kmeans(
     each = 4 * train.shape[1]
     if max_bytes is not None:
         # Room for two starts at a time.
-        max_rows = min(max_rows, max(n_classes, max_bytes // (3 * each)))
+        max_rows = min(max_rows, max(n_classes, max_bytes // ((1 + 2 * _COPIES) * each)))
     if len(train) > max_rows:
         rows = train[np.sort(rng.choice(len(train), max_rows, replace=False))]
     else:
@@ -60,7 +62,7 @@ def kmeans(
     rows = np.asarray(rows, np.float32)
     workers = min(STARTS, os.cpu_count() or 1)
     if max_bytes is not None:
-        workers = min(workers, max(1, max_bytes // rows.nbytes - 1))
+        workers = min(workers, max(1, (max_bytes // rows.nbytes - 1) // _COPIES))
     seeds = np.random.SeedSequence(seed).generate_state(STARTS)
     with (
         warnings.catch_warnings(),

@@ -140,8 +140,8 @@ def test_kmeans_within_a_bound_on_memory() -> None:
         patch.setattr(kmeans_module, "_fit", watched)
         patch.setattr(kmeans_module.os, "cpu_count", lambda: 10)
         before = threading.active_count()
-        labels = kmeans(train, None, 5, max_bytes=3 * 4 * 8 * 500)[0]
-    # A third for the rows, and a copy for each of two starts at a time.
+        labels = kmeans(train, None, 5, max_bytes=5 * 4 * 8 * 500)[0]
+    # A fifth for the rows, and two copies for each of two starts at a time.
     assert set(sizes) == {4 * 8 * 500}
     assert max(starts) == before + 2
     assert metrics.clustering_accuracy(labels, true) == 1.0
