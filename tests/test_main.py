@@ -146,7 +146,11 @@ def test_missing_files_of_the_papers_configs(fails, folder):
 
 def test_a_dataset_of_the_paper_that_is_not_prepared(fails, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("tfds")
-    line = fails("--config=configs/stl10.py", f"--config.images.tfds_folder={elsewhere}")
+    flags = ("--config=configs/stl10.py", f"--config.images.tfds_folder={elsewhere}")
+    # Weights that cannot be downloaded are known before a dataset is prepared.
+    line = fails(*flags)
+    assert "encoder 'moco_v2_r50:unit_norm' comes without weights: download https://" in line
+    line = fails(*flags, "--config.encode.phi1=siglip2_vitb16")
     assert re.search(rf"tfds:stl10/train is not prepared in {elsewhere}.*hume_jax\[prepare\]", line)
 
 
