@@ -28,6 +28,8 @@ from hume_jax.files import atomic_write
 _OWN_FILES = (
     "data.json",
     "batches.json",
+    "rows.json",
+    "prepared.npz",
     "checkpoints",
     "metrics.jsonl",
     "scores.npz",
