@@ -24,11 +24,11 @@ from hume_jax.errors import UserError
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import count
 from hume_jax.representations import store
-from hume_jax.representations.arrays import formats, side_file
+from hume_jax.representations.arrays import formats, headers, side_file
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.encode import encode
 from hume_jax.representations.encoders import hub, presets
-from hume_jax.representations.images import sources, table
+from hume_jax.representations.images import naming, sources
 from hume_jax.representations.images.table import ImageTable
 
 # Where `encode.threads` leaves it open: more only wait for the disk.
@@ -71,7 +71,7 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
     values = config.to_dict()
     arrays: list[Array] = []
     for name in ("phi1", "phi2"):
-        specs = _several(values["encode"][name])
+        specs = headers.several(values["encode"][name])
         if not specs:
             continue
         for spec in specs:
@@ -102,7 +102,7 @@ def _check_places(arrays: Sequence[Array]) -> None:
 
 def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str, ...]) -> list:
     field, section = f"data.{split}.{name}", values["data"][split]
-    given = _several(section[name])
+    given = headers.several(section[name])
     if not given:
         folder = _folder(values, split)
         given = tuple(str(folder / f"{_slug(spec)}.npy") for spec in specs)
@@ -135,12 +135,6 @@ def _stem(where: str) -> str:
     if name == where:
         name = re.sub(r"\.(tar|zip)$", "", Path(where).expanduser().resolve().name)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
-
-
-def _several(value: str | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,) if value else ()
-    return tuple(value)
 
 
 def _slug(spec: str) -> str:
@@ -333,7 +327,7 @@ def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: P
         "images": config.images[job.split],
         # From the array's folder, so that both may be moved together.
         "image_table": os.path.relpath(job.table.rows.absolute(), array.path.absolute().parent),
-        "ids_digest": table.digest(job.source.ids),
+        "ids_digest": naming.digest(job.source.ids),
         "unit_norm": encoder.unit_norm,
         "weights": {
             "source": encoder.weights,

@@ -72,7 +72,8 @@ def open_headers(
     return train, test
 
 
-def _paths(value: str | Sequence[str]) -> tuple[str, ...]:
+def several(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns what a field names: one path or encoder, several, or with '' none."""
     if isinstance(value, str):
         return (value,) if value else ()
     return tuple(value)
@@ -84,7 +85,7 @@ def _check_present(data: Any, coming: Mapping[str, Stored]) -> None:
         (f"data.{split}.{field}", path, instead)
         for split in ("train", "test")
         for field in ("phi1", "phi2", "labels")
-        for path in _paths(data[split][field])
+        for path in several(data[split][field])
         if path not in coming and (instead := formats.what_is_missing(path)) is not None
     ]
     if not missing:
@@ -105,7 +106,7 @@ def _check_present(data: Any, coming: Mapping[str, Stored]) -> None:
 
 
 def _open_split(name: str, fields: Any, coming: Mapping[str, Stored]) -> Split:
-    phi1, phi2 = (_open_space(_paths(fields[field]), coming) for field in ("phi1", "phi2"))
+    phi1, phi2 = (_open_space(several(fields[field]), coming) for field in ("phi1", "phi2"))
     first, n = phi1.paths[0], phi1.arrays[0].shape[0]
     for space in (phi1, phi2):
         for path, array in zip(space.paths, space.arrays, strict=True):

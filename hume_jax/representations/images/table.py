@@ -1,7 +1,6 @@
 """Which image each row of an encoded array is: a table, and the labels that came with them."""
 
 import csv
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.representations import store
 from hume_jax.representations.arrays import side_file
+from hume_jax.representations.images import naming
 
 if TYPE_CHECKING:
     # A search needs none of what reads images.
@@ -79,11 +79,6 @@ def ids(table: Path) -> list[str]:
         return []
 
 
-def digest(names: Sequence[str]) -> str:
-    """Returns a hash of ids in order."""
-    return hashlib.sha256("\0".join(names).encode()).hexdigest()
-
-
 def names(paths: Sequence[str]) -> list[str] | None:
     """Finds what the images of some rows are called.
 
@@ -97,6 +92,6 @@ def names(paths: Sequence[str]) -> list[str] | None:
     for path in map(store.find_array, paths):
         content = side_file.read(path) or {}
         found = ids(path.parent / content.get("image_table", ""))
-        if found and digest(found) == content.get("ids_digest"):
+        if found and naming.digest(found) == content.get("ids_digest"):
             return found
     return None
