@@ -18,6 +18,9 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A process for each core, up to where memory rather than time would run short. What has not begun
+# goes to whichever is free.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test test-all lint types format clean
@@ -31,10 +34,10 @@ quickstart: $(RUNTIME)
 	$(BIN)/python -m hume_jax.main --config=configs/quickstart.py
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import types
 
 import numpy as np
@@ -356,28 +355,20 @@ def test_the_command_lists_the_presets(command):
     assert "| `dinov2_vits14` | 384 |" in out
 
 
-def test_a_killed_run_goes_on_where_it_was(folder, command, rng):
-    for i in range(3000):
-        os.link(folder / "photos" / "cat" / "00.png", folder / "photos" / "dog" / f"x{i:04d}.png")
-    process = command(*COMMAND)
-    notes = folder / "a.npy.rows-0"
-    deadline = time.monotonic() + 90
-    while not (notes.exists() and notes.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder / "a.npy").exists()
-    ranges = [
-        r for line in notes.read_text().splitlines() if line for r in json.loads(line)["rows"]
-    ]
-    done = sum(stop - start for start, stop in ranges)
-    assert 0 < done < 3000 + N
+def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):
+    for times, done in ((2, 8), (3, 20)):
+        with monkeypatch.context() as patch:
+            patch.setenv("KILLED_AT", str(times))
+            _, err = finished(command(*COMMAND), -signal.SIGKILL)
+        assert f"encoding {N if times == 2 else N - 8} images" in err
+        assert not (folder / "a.npy").exists()
+        lines = (folder / "a.npy.rows-0").read_text().splitlines()
+        noted = [r for line in lines if line for r in json.loads(line)["rows"]]
+        assert sum(stop - start for start, stop in noted) == done
     _, err = finished(command(*COMMAND))
-    assert f"encoding {3000 + N - done} images" in err
+    assert f"encoding {N - done} images" in err
     array = np.load(folder / "a.npy")
-    assert array.shape == (3000 + N, 8)
-    np.testing.assert_allclose(array[:N], direct(range(N)), rtol=1e-2, atol=1e-2)
-    np.testing.assert_array_equal(array[-3000:], np.broadcast_to(array[0], (3000, 8)))
+    np.testing.assert_allclose(array, direct(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.fixture

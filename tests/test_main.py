@@ -278,7 +278,8 @@ def test_what_is_odd_but_can_be_searched_is_said(command, folder):
     phi1[7], phi2[7], phi2[:, 1] = 0, 0, 0
     np.save(folder / "phi1.npy", phi1)
     np.save(folder / "phi2.npy", phi2)
-    short = ("--config.n_tasks=1", "--config.search.steps=1", "--noconfig.plots", "--workdir=run")
+    short = ("--config.n_tasks=1", "--config.search.steps=1", "--workdir=run")
+    short += ("--noconfig.plots", "--noconfig.baselines")
     done = command(*ARRAYS, *short)
     assert done.returncode == 0, done.stderr
     for said in (

@@ -392,8 +392,15 @@ def test_few_rows_lie_on_fewer_shards(n, subset, shards):
     assert planning.shard_count(config, n) == shards
 
 
+def snapshot(workdir):
+    """What is in a folder, but for the lock."""
+    files = (path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def test_a_finished_run_answers_at_once(quickstart, monkeypatch):
-    """Whatever memory is free, and without a pass over the arrays."""
+    """Whatever memory is free, without a pass over the arrays, and it touches nothing."""
+    before = snapshot(quickstart.path)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     monkeypatch.delattr(pipeline.store, "scan_files")
     assert (
@@ -403,6 +410,7 @@ def test_a_finished_run_answers_at_once(quickstart, monkeypatch):
     other.seed = 1
     with pytest.raises(UserError, match="belongs to another config"):
         pipeline.run(other, quickstart.path)
+    assert snapshot(quickstart.path) == before
 
 
 # ---- which tasks vote

@@ -5,7 +5,6 @@ import os
 import pathlib
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -47,16 +46,12 @@ class Process:
                 stderr=subprocess.STDOUT,
             )
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def log(self) -> str:
         return self._log.read_text()
 
-    def end(self, status: int = 0) -> str:
+    def end(self) -> str:
         """Waits for the end and returns the log."""
-        assert self._process.wait(timeout=400) == status, self.log()[-3000:]
+        assert self._process.wait(timeout=400) == 0, self.log()[-3000:]
         return self.log()
 
     def wait_for(self, condition: Callable[[], object]) -> None:
@@ -70,9 +65,6 @@ class Process:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
 
 
 @pytest.fixture
@@ -126,24 +118,12 @@ def assert_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
                 np.testing.assert_array_equal(arrays[key], expected_arrays[key])
 
 
-def snapshot(workdir: pathlib.Path) -> dict[str, tuple[int, bytes]]:
-    """What is in a folder, but for the lock."""
-    files = (path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
 def test_killed_and_started_again(start, tmp_path):
     start("whole", *SHORT).end()
     run = start("killed", *SHORT)
-    run.wait_for(lambda: checkpoints(run.workdir))
-    # While the first process stands still, a second one finds the folder taken.
-    run.signal(signal.SIGSTOP)
-    line = start("killed", *SHORT).end(2)
-    assert re.search(rf"error: workdir .*killed is in use by process {run.pid} on ", line)
-    run.signal(signal.SIGCONT)
     step, delay = random.randrange(2, STEPS // 2), random.uniform(0, 0.05)
     print(f"killed {delay:.3f} s after the first checkpoint at or after step {step}")
-    run.wait_for(lambda: checkpoints(run.workdir)[-1] >= step)
+    run.wait_for(lambda: max(checkpoints(run.workdir), default=0) >= step)
     time.sleep(delay)
     run.kill()
     reached = checkpoints(run.workdir)[-1]
@@ -154,16 +134,6 @@ def test_killed_and_started_again(start, tmp_path):
     log = start("killed", *SHORT).end()
     assert int(re.search(r"going on from step (\d+) of 40", log)[1]) >= reached
     assert_same(run.workdir, tmp_path / "whole")
-
-    # Started a third time there is nothing left to do, and another config is refused.
-    before = snapshot(run.workdir)
-    log = start("killed", *SHORT).end()
-    assert "this run is finished" in log
-    assert "tasks, mean" in log
-    assert "searching" not in log
-    line = start("killed", *SHORT, "--config.seed=1").end(2)
-    assert re.search(r"error: workdir .*killed belongs to another config \(seed: 0 -> 1\)", line)
-    assert snapshot(run.workdir) == before
 
 
 @pytest.mark.slow

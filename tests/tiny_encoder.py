@@ -2,13 +2,20 @@
 
 python tests/tiny_encoder.py encode --config=...
 python tests/tiny_encoder.py main --config=...
+
+With KILLED_AT=n in the environment the process kills itself when it has noted rows n times, which
+it then does after every batch.
 """
 
 import importlib
+import os
+import signal
 import sys
 
 import numpy as np
 
+from hume_jax.representations import encode
+from hume_jax.representations.arrays import growing
 from hume_jax.representations.encoders import presets, vit_names
 from hume_jax.representations.encoders.vit import ViT
 from hume_jax.representations.images.preprocess import Preprocessing
@@ -43,7 +50,23 @@ def write_weights(path, seed=0):
     save_file(tensors, path)
 
 
+def kill_at(number):
+    """Kills this process when it has noted rows so many times."""
+    flush = growing.GrowingArray.flush
+    left = iter(range(number - 1, -1, -1))
+
+    def flush_and_count(array):
+        flush(array)
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    growing.GrowingArray.flush = flush_and_count
+    encode._FLUSH_SECONDS = 0
+
+
 if __name__ == "__main__":
     presets.PRESETS["tiny"] = preset
+    if "KILLED_AT" in os.environ:
+        kill_at(int(os.environ["KILLED_AT"]))
     command = sys.argv.pop(1)
     importlib.import_module(f"hume_jax.{command}").run()
