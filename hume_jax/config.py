@@ -28,6 +28,9 @@ PACKAGE = Path(__file__).resolve().parent
 # One field holds either one path or several; this is its type for `ml_collections`.
 PATHS = (str, tuple)
 
+# Fields that say how fast arrays are encoded and nothing of what a run finds.
+SPEED = ("encode.batch", "encode.threads")
+
 
 class _PathsParser(flags.ArgumentParser):
     """Reads `a.npy` as one path and `('a.npy','b.npy')` as several."""
@@ -221,6 +224,18 @@ def has_images(config: config_dict.ConfigDict) -> bool:
     )
 
 
+def check_images(config: config_dict.ConfigDict) -> None:
+    """Raises a `UserError` where images are to be searched and a space of them has no encoder."""
+    for name in ("phi1", "phi2"):
+        wanted = config.images.train and not config.data.train[name]
+        if wanted and not config.encode[name]:
+            raise UserError(
+                f"'images.train' names images, but config field 'encode.{name}' no encoder and "
+                f"'data.train.{name}' no array: --config.encode.{name}=dinov2_vits14 (`python -m "
+                f"hume_jax.encode --list` shows them), or --config.data.train.{name}=FILE.npy"
+            )
+
+
 def resolve(config: config_dict.ConfigDict, *, search: bool = True) -> config_dict.ConfigDict:
     """Fills what is still open from the preset and checks every value.
 
@@ -256,12 +271,16 @@ def to_json(config: config_dict.ConfigDict) -> str:
 
 
 def config_hash(config: config_dict.ConfigDict) -> str:
-    """Returns the SHA-256 of the resolved config, in hexadecimal."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()
+    """Returns the SHA-256 of the resolved config, but for `SPEED`, in hexadecimal."""
+    values = config_dict.ConfigDict(config).to_dict()
+    for name in SPEED:
+        section, field = name.split(".")
+        del values[section][field]
+    return hashlib.sha256(to_json(config_dict.ConfigDict(values)).encode()).hexdigest()
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists the fields in which two configs differ, as `search.steps: 200 -> 300`.
+    """Lists the fields in which two configs differ, as `search.steps: 200 -> 300`, but for `SPEED`.
 
     Either may be a ConfigDict or what JSON gives back, so a tuple equals a list.
     """
@@ -271,7 +290,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {was.get(name, 'absent')} -> {now.get(name, 'absent')}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
+        if was.get(name) != now.get(name) and name not in SPEED
     ]
 
 

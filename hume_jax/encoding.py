@@ -26,7 +26,7 @@ from hume_jax.progress import count
 from hume_jax.representations import store
 from hume_jax.representations.arrays import formats, headers, side_file
 from hume_jax.representations.arrays.stored import Stored
-from hume_jax.representations.encode import encode
+from hume_jax.representations.encode import broken_image, encode
 from hume_jax.representations.encoders import hub, presets
 from hume_jax.representations.images import naming, sources
 from hume_jax.representations.images.table import ImageTable
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
     split: str
     source: sources.Source | None  # None: they are gone, and all arrays are there
-    missing: tuple[Array, ...]
+    missing: tuple[Array, ...]  # also those that are there but for images since mended
     table: ImageTable
 
 
@@ -76,7 +76,7 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
             continue
         for spec in specs:
             presets.parse(spec)
-        if not values["images"]["train"]:
+        if not any(values["images"][split] for split in ("train", "test")):
             raise UserError(
                 f"config field 'encode.{name}' names an encoder, but 'images.train' no images: "
                 "--config.images.train=FOLDER, FILE.tar, FILE.zip or tfds:NAME/SPLIT"
@@ -201,27 +201,64 @@ def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) ->
     """Opens the images of a split, and compares with them what was encoded before."""
     # One array may be both phi1 and phi2.
     different = {array.path.absolute(): array for array in arrays}.values()
-    missing = tuple(array for array in different if not _is_there(array))
+    missing = {array for array in different if not _is_there(array)}
     begun = [array for array in arrays if side_file.read(array.path) is not None]
     source = _open(config.images, split, must=bool(missing)) if missing or begun else None
     if source is not None:
         for array in begun:
             _check_same(array, _identity(array, source, config.encode.dtype))
+    skip = config.images.broken == "skip"
+    missing |= {a for a in different if a not in missing and _is_mended(a, source, skip)}
     for array in begun:
         weights = Path(presets.parse(array.spec).weights).expanduser()
         if weights.is_file():
             _check_weights(array, hub.local(weights).sha256)
-    return Job(split, source, missing, ImageTable(_folder(config, split), config.images.label))
+    table = ImageTable(_folder(config, split), config.images.label)
+    return Job(split, source, tuple(a for a in different if a in missing), table)
 
 
 def _is_there(array: Array) -> bool:
     """Whether all rows are on disk: a finished array, or a file of the user's own."""
     content = side_file.read(array.path)
+    if array.path.is_dir():
+        raise UserError(
+            f"{array.path}, where the array of {array.field} would be, is a folder: set "
+            f"{array.field} to FILE.npy"
+        )
     if not array.path.exists() or (content is not None and not content["complete"]):
         return False
     # Refused here if it is not what its side file says.
     formats.open_header(array.path)
     return True
+
+
+def _is_mended(array: Array, source: sources.Source | None, skip: bool) -> bool:
+    """Whether a finished array has rows of zeros for images that can be read by now.
+
+    Raises:
+      UserError: some still cannot be, and are not to be skipped.
+    """
+    rows = [row for row, _ in (side_file.read(array.path) or {}).get("broken", ())]
+    if source is None:
+        if rows and not skip:
+            raise UserError(
+                f"{array.path} holds {count(len(rows), 'row')} of zeros, of images that were "
+                "broken and are not there any more: set images.broken=skip to take it as it is"
+            )
+        return False
+    still = [(row, why) for row in rows if (why := _why_broken(source, row))]
+    if still and not skip:
+        raise broken_image(source, *still[0])
+    return len(still) < len(rows)
+
+
+def _why_broken(source: sources.Source, row: int) -> str:
+    """What is wrong with an image, '' if nothing is."""
+    try:
+        sources.decode(source.read(row))
+    except sources.BrokenImage as error:
+        return str(error)
+    return ""
 
 
 def _open(settings: Any, split: str, must: bool) -> sources.Source | None:
@@ -298,7 +335,7 @@ def _to_come(name: str, shape: tuple[int, ...], dtype: str) -> Stored:
 def _check_disk(jobs: Sequence[Job], coming: Mapping[str, Stored]) -> None:
     """Checks that all arrays that are not begun yet fit, disk by disk."""
     needed: dict[int, tuple[Path, int]] = {}
-    for array in (array for job in jobs for array in job.missing):
+    for array in (array for job in jobs for array in job.missing if not _is_there(array)):
         folder = array.path.absolute().parent
         while not folder.exists():
             folder = folder.parent
@@ -348,6 +385,7 @@ def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: P
         batch=config.encode.batch,
         threads=config.encode.threads or min(_MOST_THREADS, os.cpu_count() or 1),
         skip_broken=config.images.broken == "skip",
+        again=_is_there(array),
         processes=processes,
     )
 

@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
 
 def _encoded(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Encodes the arrays that are missing, once they are known to fit what the search needs."""
+    config_lib.check_images(config)
     try:
         return command_line.load_encoding().ensure(config, check=_check)
     except KeyboardInterrupt:

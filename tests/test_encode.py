@@ -18,9 +18,10 @@ from PIL import Image
 from hume_jax import config as config_lib
 from hume_jax import encoding
 from hume_jax.errors import UserError
-from hume_jax.representations import encode
+from hume_jax.representations import encode, store
 from hume_jax.representations.arrays import side_file
 from hume_jax.representations.encoders import presets
+from hume_jax.representations.images import folder as folder_module
 from hume_jax.representations.images import preprocess, sources, table
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -127,6 +128,15 @@ def test_an_array_goes_where_its_field_says(folder):
     config = encoding.ensure(configured(data__train__phi1="a/b.npy"))
     assert np.load("a/b.npy").shape == (N, 8)
     assert config.data.train.phi1 == "a/b.npy"
+
+
+def test_images_for_the_test_split_alone(folder):
+    config = encoding.ensure(
+        configured(images__train="", images__test="photos", data__train__phi1="own.npy")
+    )
+    assert config.data.train.phi1 == "own.npy"
+    assert np.load(config.data.test.phi1).shape == (N, 8)
+    assert len(np.load(config.data.test.labels)) == N
 
 
 def test_labels_of_ones_own_are_neither_made_nor_replaced(folder):
@@ -242,6 +252,78 @@ def test_a_broken_image_keeps_its_row(broken, caplog):
     assert len(np.load(config.data.train.labels)) == N
 
 
+@pytest.fixture
+def encoded(caplog):
+    """Returns how many images were encoded last, by the line that says so."""
+    caplog.set_level("INFO", "absl")
+    return lambda: [r.args[0] for r in caplog.records if r.msg == "encoding %s with %s"][-1]
+
+
+def test_a_mended_image_is_encoded_where_its_row_was(broken, rng, encoded):
+    skip = configured(images__broken="skip")
+    array = pathlib.Path(encoding.ensure(skip).data.train.phi1)
+    before = array.stat()
+    encoding.ensure(skip)
+    assert array.stat() == before  # still broken, nothing to do
+    photograph(rng, broken / "photos" / "cat" / "04.png")
+    encoding.ensure(configured())
+    assert encoded() == "1 image"
+    np.testing.assert_allclose(np.load(array), direct(), rtol=1e-5, atol=1e-5)
+    assert side_file.read(array)["broken"] == []
+    assert sorted(p.name for p in array.parent.glob("tiny*")) == [array.name, f"{array.name}.json"]
+
+
+def test_one_of_two_broken_images_is_mended(broken, rng, encoded):
+    (broken / "photos" / "dog" / "01.png").write_bytes(b"")
+    skip = configured(images__broken="skip")
+    array = pathlib.Path(encoding.ensure(skip).data.train.phi1)
+    photograph(rng, broken / "photos" / "cat" / "04.png")
+    # What is still broken ends the work, and nothing is lost.
+    with pytest.raises(UserError, match=r"dog/01\.png \(row 12\) is broken, it is empty"):
+        encoding.ensure(configured())
+    encoding.ensure(skip)
+    assert encoded() == "2 images"
+    assert side_file.read(array)["broken"] == [[12, "it is empty"]]
+    others = [row for row in range(N) if row != 12]
+    np.testing.assert_allclose(np.load(array)[others], direct(others), rtol=1e-5, atol=1e-5)
+    assert not np.load(array)[12].any()
+
+
+def test_rows_of_zeros_are_not_taken_where_broken_images_end_the_work(broken):
+    skip = configured(images__broken="skip")
+    encoding.ensure(skip)
+    with pytest.raises(UserError, match=r"image cat/04\.png \(row 2\) is broken"):
+        encoding.ensure(configured())
+    (broken / "photos").rename(broken / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"holds 1 row of zeros, of images that were broken and are"
+    ):
+        encoding.ensure(configured())
+    encoding.ensure(skip)
+
+
+def test_a_search_says_which_of_its_rows_are_of_broken_images(broken):
+    array = pathlib.Path(encoding.ensure(configured(images__broken="skip")).data.train.phi1)
+    data = configured(data__train__phi1=str(array), data__train__phi2=str(array)).data
+    what = (
+        rf"1 of 23 rows have zero norm \(of broken images, listed in {array}\.json\), more than 1 %"
+    )
+    with pytest.raises(UserError, match=what):
+        store.check_search(store.open_dataset(data), 2, "inductive")
+
+
+def test_an_image_that_may_not_be_read_is_a_broken_one(folder, monkeypatch):
+    def refuse(path, *arguments, **options):
+        if str(path).endswith("04.png"):
+            raise PermissionError(13, "Permission denied")
+        return open(path, *arguments, **options)
+
+    monkeypatch.setattr(folder_module, "open", refuse, raising=False)
+    config = encoding.ensure(configured(images__broken="skip"))
+    content = side_file.read(pathlib.Path(config.data.train.phi1))
+    assert content["broken"] == [[2, "it cannot be read: Permission denied"]]
+
+
 # ---- before any long work
 
 
@@ -250,6 +332,7 @@ def test_a_broken_image_keeps_its_row(broken, caplog):
     [
         ({"images__train": ""}, "'encode.phi1' names an encoder, but 'images.train' no images"),
         ({"images__train": "none"}, "there is no none"),
+        ({"data__train__phi1": "folder.npy"}, "folder.npy, where the array .* is a folder: set da"),
         ({"encode__phi1": "tine"}, "there is no preset 'tine'.*did you mean 'tiny'"),
         ({"encode__phi1": "tiny"}, "comes without weights"),
         ({"encode__phi1": "tiny:weights=no.safetensors"}, "no.safetensors"),
@@ -270,6 +353,7 @@ def test_a_broken_image_keeps_its_row(broken, caplog):
     ],
 )
 def test_what_is_wrong_is_known_before_the_first_image(folder, fields, message):
+    (folder / "folder.npy").mkdir()
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match=message):
         encoding.ensure(configured(**fields))

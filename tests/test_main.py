@@ -162,6 +162,13 @@ def test_missing_file(fails, folder):
 def test_no_files_given(fails):
     line = fails("--config=configs/arrays.py", "--config.n_classes=3")
     assert "'data.train.phi1' is not given: --config.data.train.phi1=FILE.npy" in line
+
+
+def test_images_without_an_encoder_are_missed(fails, folder):
+    (folder / "photos").mkdir()
+    images = ("--config=configs/images.py", "--config.images.train=photos", "--config.n_classes=2")
+    line = fails(*images, "--config.encode.phi2=")
+    assert "field 'encode.phi2' no encoder and 'data.train.phi2' no array: --config.enc" in line
     assert "'n_classes' is 0" in fails("--config=configs/arrays.py")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def encode(
     batch: int = 64,
     threads: int = 2,
     skip_broken: bool = False,
+    again: bool = False,
     processes: Processes = ALONE,
 ) -> None:
     """Encodes images into an `.npy` file; what it holds of an interrupted run is kept.
@@ -53,6 +54,7 @@ def encode(
       batch: images at a time; rounded up to a multiple of the local devices.
       threads: that read and decode.
       skip_broken: whether images that cannot be read give a row of zeros, and are noted.
+      again: whether the array is finished, and images of it that were broken are read once more.
       processes: which part of the rows is this process's; all see the same files.
 
     Raises:
@@ -62,7 +64,7 @@ def encode(
     with GrowingArray(path, (len(source), width), dtype, processes.number) as array:
         with processes.together():
             if processes.number == 0:
-                array.begin(description)
+                array.begin(description, again)
         # No process notes more rows before all have shared them out.
         with processes.together():
             array.open()
@@ -72,18 +74,20 @@ def encode(
             if mine.size:
                 logging.info("encoding %s with %s", count(len(mine), "image"), encoder.spec)
                 mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+                size = -(-batch // mesh.size) * mesh.size
+                apply = _compile(encoder, params, size, mesh)
                 pixels = loader.batches(
                     source,
                     mine,
                     functools.partial(preprocess.crop, how=encoder.preprocessing),
                     size=encoder.preprocessing.crop,
-                    batch=-(-batch // mesh.size) * mesh.size,
+                    batch=size,
                     threads=threads,
                 )
                 done = len(source) - left.size
                 # Its threads end at once where a broken image ends the work.
                 with contextlib.closing(pixels):
-                    outputs = _outputs(encoder, params, pixels, mesh)
+                    outputs = _outputs(apply, pixels)
                     _write_all(array, outputs, source, done, mine.size, skip_broken)
         with processes.together():
             if processes.number == 0:
@@ -114,26 +118,41 @@ def _write_all(
     with Progress(done + rows, label, unit="images", done=done, every=10) as progress:
         for item, values in outputs:
             if item.broken and not skip_broken:
-                row, why = item.broken[0]
-                raise UserError(
-                    f"{source.name}: image {source.ids[row]} (row {row}) is broken, {why}: mend "
-                    "it, or set images.broken=skip, which gives it a row of zeros"
-                )
+                raise broken_image(source, *item.broken[0])
             _put(array, item, values, source)
             progress.update(int(np.count_nonzero(item.rows >= 0)))
     array.flush()
 
 
+def broken_image(source: sources.Source, row: int, why: str) -> UserError:
+    """Returns the error about an image that cannot be read."""
+    return UserError(
+        f"{source.name}: image {source.ids[row]} (row {row}) is broken, {why}: mend it, or set "
+        "images.broken=skip, which gives it a row of zeros"
+    )
+
+
+def _compile(
+    encoder: presets.Encoder, params: Any, batch: int, mesh: Mesh
+) -> Callable[[np.ndarray], jax.Array]:
+    """Returns what encodes a batch of pixels, its rows shared by all devices."""
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    params = jax.device_put(params, whole)
+    shape = (batch, encoder.preprocessing.crop, encoder.preprocessing.crop, 3)
+    pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
+    program = jax.jit(functools.partial(presets.features, encoder), out_shardings=rows)
+    # Ahead of the first batch, so that the time left is known from there on.
+    compiled = program.lower(params, pixels).compile()
+    return lambda pixels: compiled(params, jax.device_put(pixels, rows))
+
+
 def _outputs(
-    encoder: presets.Encoder, params: Any, pixels: Iterator[loader.Batch], mesh: Mesh
+    apply: Callable[[np.ndarray], jax.Array], pixels: Iterator[loader.Batch]
 ) -> Iterator[tuple[loader.Batch, np.ndarray]]:
     """Yields batches with their outputs, while the device works on those after them."""
-    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    program = jax.jit(functools.partial(presets.features, encoder), out_shardings=rows)
-    params = jax.device_put(params, whole)
     waiting: deque[tuple[loader.Batch, jax.Array]] = deque()
     for item in pixels:
-        waiting.append((item, program(params, jax.device_put(item.pixels, rows))))
+        waiting.append((item, apply(item.pixels)))
         if len(waiting) > _AHEAD:
             before, values = waiting.popleft()
             yield before, np.asarray(values)

@@ -14,7 +14,7 @@ import numpy as np
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.representations import scaling
-from hume_jax.representations.arrays import checks, class_names, formats, headers
+from hume_jax.representations.arrays import checks, class_names, formats, headers, side_file
 from hume_jax.representations.arrays.formats import find_array as find_array
 from hume_jax.representations.arrays.headers import ARCHIVE as ARCHIVE
 from hume_jax.representations.arrays.stored import Stored
@@ -254,7 +254,16 @@ def _check_values(name: str, spaces: Sequence[Space], j: int, n: int) -> list[st
     if constant:
         warnings.append(f"{path}: {constant} of {len(scans[0].constant)} columns are constant")
     zero_rows = sum(scan.zero_rows for scan in scans)
-    return warnings + scaling.judge_zero_rows(zero_rows, n, path, "zero norm")
+    what = f"zero norm{_broken_images([space.paths[j] for space in spaces])}"
+    return warnings + scaling.judge_zero_rows(zero_rows, n, path, what)
+
+
+def _broken_images(paths: Sequence[str]) -> str:
+    """Which of the rows of zeros stand for images that could not be read, '' if none do."""
+    files = [find_array(path) for path in paths]
+    broken = [file for file in files if (side_file.read(file) or {}).get("broken")]
+    listed = " and ".join(str(side_file.place(file)) for file in broken)
+    return f" (of broken images, listed in {listed})" if broken else ""
 
 
 def _check_centred(arrays: Sequence[np.ndarray], path: str) -> list[str]:

@@ -68,11 +68,12 @@ class GrowingArray:
             self._notes.close()
             self._notes = None
 
-    def begin(self, description: Mapping[str, Any]) -> None:
+    def begin(self, description: Mapping[str, Any], again: bool = False) -> None:
         """Makes the files if they are not there; for process 0, before any other opens them.
 
         Args:
           description: what the side file says beside `complete`.
+          again: whether a finished array is taken up once more, for its broken rows.
 
         Raises:
           UserError: the folder cannot be written, or the disk is full.
@@ -83,9 +84,13 @@ class GrowingArray:
             # Before anything is touched that another run may be writing to.
             self._lock()
             content = side_file.read(self.path)
-            if content is not None and content["complete"]:
-                raise UserError(f"{self.path} was just completed by another process: start again")
-            if self.path.exists() and not part.exists() and not self.remaining().size:
+            if self.path.exists() and content is not None and content["complete"]:
+                if not again:
+                    raise UserError(
+                        f"{self.path} was just completed by another process: start again"
+                    )
+                self._take_up([row for row, _ in content["broken"]])
+            elif self.path.exists() and not part.exists() and not self._unnoted_rows().size:
                 # Killed when the array was in its place and the side file did not say so yet.
                 os.replace(self.path, part)
             if content is None or not part.exists():
@@ -94,6 +99,8 @@ class GrowingArray:
                     os.truncate(notes, 0)
                 side_file.write(self.path, {"complete": False, **description})
                 self._make(part)
+            elif content["complete"]:
+                side_file.write(self.path, {"complete": False, **description})
         except OSError as error:
             raise UserError(
                 f"{part} cannot be written: {error.strerror}; set encode.folder to a folder that "
@@ -140,8 +147,24 @@ class GrowingArray:
         if not path.exists() or not os.path.samestat(os.fstat(self._notes.fileno()), path.stat()):
             raise UserError(f"{self.path} was just completed by another process: start again")
 
+    def _take_up(self, broken: Sequence[int]) -> None:
+        """Makes a finished array one of which only some rows are missing."""
+        good = np.setdiff1d(np.arange(self.shape[0]), broken)
+        # The notes come first: without them all rows would be missing.
+        self._note(good, ())
+        os.replace(self.path, side_file.part(self.path))
+        sync_folder(self.path.parent)
+
     def remaining(self) -> np.ndarray:
-        """Returns the rows that no process has noted yet, (m,) int64 ascending."""
+        """Returns the rows that are not there yet, (m,) int64 ascending.
+
+        Those of broken images are among them: they may have been mended since.
+        """
+        broken = [row for row, _ in self.broken()]
+        return np.union1d(self._unnoted_rows(), np.array(broken, np.int64))
+
+    def _unnoted_rows(self) -> np.ndarray:
+        """The rows that no process has noted, (m,) int64 ascending."""
         missing = np.ones(self.shape[0], bool)
         for note in self._read_notes():
             for start, stop in note["rows"]:
@@ -149,9 +172,18 @@ class GrowingArray:
         return np.flatnonzero(missing)
 
     def broken(self) -> list[Broken]:
-        """Returns the rows noted as broken, ascending, with the reason."""
-        found = {int(row): str(why) for note in self._read_notes() for row, why in note["broken"]}
-        return sorted(found.items())
+        """Returns the rows that were never anything but broken, ascending, with the reason."""
+        found: dict[int, str] = {}
+        good = np.zeros(self.shape[0], bool)
+        for note in self._read_notes():
+            here = {int(row): str(why) for row, why in note["broken"]}
+            rows = np.zeros(self.shape[0], bool)
+            for start, stop in note["rows"]:
+                rows[start:stop] = True
+            rows[list(here)] = False
+            good |= rows
+            found |= here
+        return [(row, why) for row, why in sorted(found.items()) if not good[row]]
 
     def write(self, rows: np.ndarray, values: np.ndarray, broken: Sequence[Broken] = ()) -> None:
         """Writes rows at their place; they count as finished after the next `flush`.
@@ -186,17 +218,19 @@ class GrowingArray:
         if not self._unnoted:
             return
         assert self._data is not None
-        assert self._notes is not None
         os.fsync(self._data.fileno())
-        rows = np.sort(np.concatenate(self._unnoted))
+        self._note(np.sort(np.concatenate(self._unnoted)), self._unnoted_broken)
+        self._unnoted, self._unnoted_broken = [], []
+        self.flushed = time.monotonic()
+
+    def _note(self, rows: np.ndarray, broken: Sequence[Broken]) -> None:
+        assert self._notes is not None
         ranges = [[int(rows[start]), int(rows[stop - 1]) + 1] for start, stop in _runs(rows)]
-        note = {"rows": ranges, "broken": [list(pair) for pair in self._unnoted_broken]}
+        note = {"rows": ranges, "broken": [list(pair) for pair in broken]}
         # A line break before it too: the line before may have been torn.
         self._notes.write(f"\n{json.dumps(note)}\n")
         self._notes.flush()
         os.fsync(self._notes.fileno())
-        self._unnoted, self._unnoted_broken = [], []
-        self.flushed = time.monotonic()
 
     def finish(self, description: Mapping[str, Any]) -> None:
         """Puts the array in its place once all rows are there; for process 0.
@@ -204,7 +238,7 @@ class GrowingArray:
         Args:
           description: what the side file says beside `complete`, `digest` and `broken`.
         """
-        left = self.remaining().size
+        left = self._unnoted_rows().size
         if left:
             raise UserError(
                 f"{left} rows of {self.path} are not on disk, or this process does not see them: "
@@ -266,6 +300,8 @@ class GrowingArray:
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yields where runs of consecutive row numbers start and stop."""
+    if not len(rows):
+        return
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1
     edges = [0, *cuts.tolist(), len(rows)]
     yield from zip(edges[:-1], edges[1:], strict=True)

@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 from hume_jax.errors import UserError
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# For the Hub to answer at all.
+_SECONDS = 5.0
+
 
 class Fetched(NamedTuple):
     """A file of weights, and what it can be recognised by."""
@@ -48,7 +52,14 @@ def fetch(repo: str, filename: str, revision: str | None) -> Fetched:
     at = "" if revision is None else f" at revision {revision}"
     # In this order: a gated repository counts as not found, a file missing in the cache as missing.
     try:
-        path = Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                repo,
+                filename,
+                revision=revision,
+                local_files_only=_is_cached(repo, filename, revision) or not _answers(broken_off),
+            )
+        )
     except errors.GatedRepoError as error:
         raise UserError(
             f"{what} is gated: accept its terms on https://huggingface.co/{repo}, then log in with "
@@ -77,6 +88,28 @@ def fetch(repo: str, filename: str, revision: str | None) -> Fetched:
             ) from error
         raise UserError(f"{what} cannot be downloaded: {str(error)[:200]}; try again") from error
     return Fetched(path, _commit(path, filename), sha256(path))
+
+
+def _is_cached(repo: str, filename: str, revision: str | None) -> bool:
+    """Whether a file is here that can be no other one on the Hub: that of a commit."""
+    import huggingface_hub
+
+    if revision is None or not _COMMIT.fullmatch(revision):
+        return False
+    found = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
+    return isinstance(found, str)
+
+
+def _answers(failures: tuple[type[Exception], ...]) -> bool:
+    """Whether the Hub can be reached, which the library would find out in half a minute."""
+    from huggingface_hub import constants, errors, utils
+
+    failing: tuple[type[Exception], ...] = (*failures, errors.OfflineModeIsEnabled)
+    try:
+        utils.get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except failing:
+        return False
+    return True
 
 
 def local(path: str | Path) -> Fetched:
@@ -108,4 +141,4 @@ def sha256(path: Path) -> str:
 def _commit(path: Path, filename: str) -> str | None:
     """The commit in a path of the cache, `.../snapshots/COMMIT/FILENAME`."""
     commit = path.parents[len(Path(filename).parts) - 1].name
-    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+    return commit if _COMMIT.fullmatch(commit) else None

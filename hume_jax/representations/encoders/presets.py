@@ -104,8 +104,11 @@ def load(encoder: Encoder) -> tuple[dict[str, Any], Fetched]:
             f"SHA-256 is {fetched.sha256}, not {encoder.sha256}; get it anew, or correct sha256"
         )
     tensors = weights.read(fetched.path)
-    rules = encoder.preset.rules(encoder.model, list(tensors))
     where = f"encoder {encoder.spec!r}: {fetched.path}"
+    try:
+        rules = encoder.preset.rules(encoder.model, list(tensors))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     return weights.assemble(rules, tensors, where=where, ignored=encoder.preset.ignored), fetched
 
 
@@ -237,7 +240,9 @@ def _fetch(encoder: Encoder) -> Fetched:
         try:
             return hub.local(where)
         except UserError as error:
-            raise UserError(f"encoder {encoder.spec!r}: {error}; {_advice(encoder)}") from error
+            # A file that is there and cannot be read is not got by a download.
+            advice = "" if Path(where).expanduser().exists() else f"; {_advice(encoder)}"
+            raise UserError(f"encoder {encoder.spec!r}: {error}{advice}") from error
     repo, _, revision = where.partition("@")
     filename = encoder.preset.weights.filename or _FILENAME
     try:

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hume_jax.errors import UserError
 from hume_jax.representations.encoders import resnet
 from hume_jax.representations.encoders.resnet import Block, Convolution, ResNet
-from hume_jax.representations.encoders.weights import Rule, Rules
+from hume_jax.representations.encoders.weights import Rule, Rules, unknown_layout
 
 # Added to a variance by torch.nn.BatchNorm2d; torchvision leaves it as it is.
 _BATCH_NORM_EPSILON = 1e-5
@@ -88,18 +87,14 @@ def rules(model: ResNet, names: Collection[str]) -> Rules:
         for prefix in _PREFIXES:
             if f"{prefix}conv1.weight" in names:
                 return torchvision(model, prefix)
-        known = ", ".join(f"{prefix}conv1.weight" for prefix in _PREFIXES)
+        wanted = [f"{prefix}conv1.weight" for prefix in _PREFIXES]
     else:
         if _TIMM.root in names:
             return timm(model)
         if _GOOGLE.root in _without_numbers(names):
             return google(model, names)
-        known = f"{_TIMM.root}, {_GOOGLE.root}"
-    raise UserError(
-        f"these weights are in no known layout of a ResNet of version {model.version}: it would "
-        f"have a tensor {known.replace(', ', ' or ')}, these begin with "
-        f"{', '.join(sorted(names)[:3])}"
-    )
+        wanted = [_TIMM.root, _GOOGLE.root]
+    raise unknown_layout(f"ResNet of version {model.version}", wanted, names)
 
 
 def torchvision(model: ResNet, prefix: str = "") -> Rules:

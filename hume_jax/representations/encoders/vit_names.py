@@ -14,7 +14,7 @@ import numpy as np
 from hume_jax.errors import UserError
 from hume_jax.representations.encoders import positions
 from hume_jax.representations.encoders.vit import ViT
-from hume_jax.representations.encoders.weights import Rule, Rules
+from hume_jax.representations.encoders.weights import Rule, Rules, unknown_layout
 
 # Whole names, as regular expressions, of what lies beside the encoder.
 IGNORED = (
@@ -168,11 +168,8 @@ def _detect(names: Collection[str]) -> tuple[_Layout, str]:
         prefixes = [prefix for prefix in found if not prefix or prefix.endswith(".")]
         if len(prefixes) == 1:
             return _or_timm(layout, names, prefixes[0]), prefixes[0]
-    known = " or ".join(f"{layout.patch}.weight" for layout in (_HF_DINOV2, _HF_CLIP, _DINOV2))
-    raise UserError(
-        f"these weights are in no known layout of a ViT: it would have a tensor {known}, these "
-        f"begin with {', '.join(sorted(names)[:3])}"
-    )
+    wanted = [f"{layout.patch}.weight" for layout in (_HF_DINOV2, _HF_CLIP, _DINOV2)]
+    raise unknown_layout("ViT", wanted, names)
 
 
 def _or_timm(layout: _Layout, names: Collection[str], prefix: str) -> _Layout:

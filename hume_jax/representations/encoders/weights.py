@@ -1,7 +1,7 @@
 """Parameters from published weights, with every tensor of the file accounted for."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,14 +115,33 @@ def _as_float32(name: str, array: np.ndarray, wrong: dict[str, list[str]]) -> np
     return values
 
 
+def unknown_layout(kind: str, wanted: Sequence[str], names: Collection[str]) -> UserError:
+    """Returns the error about a file whose names are in none of the layouts of a kind of model.
+
+    Args:
+      kind: of model.
+      wanted: a tensor of each layout.
+      names: of the file's tensors.
+    """
+    return UserError(
+        f"these weights are in no known layout of a {kind}; missing: {' or '.join(wanted)}; "
+        f"unexpected: {_listed(sorted(names)) or 'none, the file is empty'}. Give the weights of "
+        "this encoder, or the encoder of these weights"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
+
+
 def _raise_if_any(wrong: Mapping[str, Sequence[str]], where: str) -> None:
     parts = []
     for what, names in wrong.items():
         if names:
             # One tensor may serve several parameters.
             names = list(dict.fromkeys(names))
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            parts.append(f"{len(names)} {what}: {', '.join(names[:_LISTED])}{more}")
+            parts.append(f"{len(names)} {what}: {_listed(names)}")
     if parts:
         raise UserError(
             f"{where} does not fit this model; of its tensors, {'; '.join(parts)}. "

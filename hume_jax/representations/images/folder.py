@@ -57,8 +57,8 @@ class FolderImages:
         """Returns the content of file i.
 
         Raises:
-          BrokenImage: it is larger than any image should be.
-          UserError: it cannot be read.
+          BrokenImage: it may not be read, or is larger than any image should be.
+          UserError: the disk cannot be read.
         """
         path = os.path.join(self._root, self._paths[i])
         try:
@@ -69,7 +69,10 @@ class FolderImages:
                         f"its file takes {size:,} bytes, more than {naming.MAX_BYTES:,}"
                     )
                 return file.read() or b""
+        except PermissionError as error:
+            raise BrokenImage(f"it cannot be read: {error.strerror}") from error
         except OSError as error:
+            # Of the disk rather than of the image.
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from hume_jax.errors import UserError
+from hume_jax.progress import count
 
 # A fixed list, of the formats of `decoding.FORMATS`: which rows there are must not depend on what
 # the installed Pillow can read.
@@ -68,16 +69,16 @@ def check_some(where: str, found: Sequence[str], others: collections.Counter[str
       found: the images.
       others: files that are none, by suffix.
     """
-    count = sum(others.values())
-    kinds = ", ".join(f"{number} {suffix}" for suffix, number in others.most_common(5))
+    number = sum(others.values())
+    kinds = ", ".join(f"{times} {suffix}" for suffix, times in others.most_common(5))
     if not found:
-        beside = f", only other files: {kinds}" if count else ""
+        beside = f", only other files: {kinds}" if number else ""
         raise UserError(
             f"{where} holds no images{beside}; images are files that end in "
             f"{', '.join(sorted(SUFFIXES))}, in capitals too"
         )
-    if count:
-        logging.info("%s: %d files that are no images are left out: %s", where, count, kinds)
+    if number:
+        logging.info("%s: %s left out, as no images: %s", where, count(number, "file"), kinds)
 
 
 def suffix_of(name: str) -> str:

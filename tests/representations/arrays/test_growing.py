@@ -13,6 +13,11 @@ from hume_jax.representations.arrays.growing import GrowingArray
 
 SHAPE = (10, 3)
 ABOUT = {"encoder": "tiny"}
+TWO = [(2, "cut short"), (7, "empty")]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -26,10 +31,10 @@ def values(rng):
 
 
 @contextlib.contextmanager
-def begin(path, process=0, shape=SHAPE):
+def begin(path, process=0, shape=SHAPE, again=False):
     with GrowingArray(path, shape, "float16", process) as array:
         if process == 0:
-            array.begin(ABOUT)
+            array.begin(ABOUT, again)
         array.open()
         yield array
 
@@ -75,14 +80,50 @@ def test_what_an_interrupted_process_wrote_is_found_again(path, values):
     with begin(path) as array:
         array.write(np.arange(2, 5), values[2:5], [(3, "cut short")])
     with begin(path) as array:
-        assert array.remaining().tolist() == [0, 1, 5, 6, 7, 8, 9]
+        # A broken image is tried once more.
+        assert array.remaining().tolist() == [0, 1, 3, 5, 6, 7, 8, 9]
         assert array.broken() == [(3, "cut short")]
-        rest = array.remaining()
+        rest = np.array([0, 1, 5, 6, 7, 8, 9])
         array.write(rest, values[rest], [(0, "empty")])
         array.flush()
         array.finish(ABOUT)
     np.testing.assert_array_equal(np.load(path), values)
     assert side_file.read(path)["broken"] == [[0, "empty"], [3, "cut short"]]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_broken_rows_of_a_finished_array_are_written_later(path, values, killed, monkeypatch):
+    with begin(path) as array:
+        array.write(np.arange(10), np.where(np.arange(10)[:, None] % 5 == 2, 0, values), TWO)
+        array.flush()
+        array.finish(ABOUT)
+    if killed:
+        # Between two files, after which nothing may be lost.
+        with monkeypatch.context() as patch:
+            patch.setattr(side_file, "write", interrupt)
+            with pytest.raises(KeyboardInterrupt), begin(path, again=True):
+                pass
+    with begin(path, again=True) as array:
+        assert not path.exists()
+        assert not side_file.read(path)["complete"]
+        assert array.remaining().tolist() == [2, 7]
+        array.write(np.array([2]), values[[2]])
+        array.write(np.array([7]), 0 * values[[7]], TWO[1:])
+        array.flush()
+        array.finish(ABOUT)
+    np.testing.assert_array_equal(np.load(path)[np.arange(10) != 7], np.delete(values, 7, axis=0))
+    assert side_file.read(path)["broken"] == [[7, "empty"]]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["phi.npy", "phi.npy.json"]
+
+
+def test_an_array_whose_file_was_deleted_is_made_anew(path, values):
+    with begin(path) as array:
+        array.write(np.arange(10), values)
+        array.flush()
+        array.finish(ABOUT)
+    path.unlink()
+    with begin(path) as array:
+        assert array.remaining().size == 10
 
 
 def test_a_torn_note_is_passed_over_and_its_rows_come_again(path, values):
@@ -104,7 +145,7 @@ def test_the_rows_of_several_processes_come_together(path, values):
         second.write(np.arange(5, 10), values[5:], [(9, "empty")])
         first.flush()
         second.flush()
-        assert first.remaining().size == second.remaining().size == 0
+        assert first.remaining().tolist() == second.remaining().tolist() == [9]
         assert first.broken() == [(9, "empty")]
         first.finish(ABOUT)
     np.testing.assert_array_equal(np.load(path), values)

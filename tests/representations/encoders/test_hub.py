@@ -17,12 +17,18 @@ CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+@pytest.fixture(autouse=True)
+def _network(monkeypatch):
+    monkeypatch.setattr(hub, "_answers", lambda _: True)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Downloads that end in a cache, as the library lays it out; what was asked for is kept."""
     asked = []
 
-    def download(repo, filename, *, revision):
+    def download(repo, filename, *, revision, local_files_only):
+        assert not local_files_only
         asked.append((repo, filename, revision))
         path = tmp_path / "snapshots" / COMMIT / filename
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,23 +126,60 @@ def test_missing_library_names_the_extra(monkeypatch):
         hub.fetch("owner/repo", "model.safetensors", None)
 
 
-def test_offline_for_real(tmp_path, repository):
-    """The library itself, in a process of its own because it reads the setting when imported."""
-    code = (
-        "from hume_jax.errors import UserError\n"
-        "from hume_jax.representations.encoders import hub\n"
-        "try:\n"
-        "    hub.fetch('facebook/dinov2-small', 'model.safetensors', None)\n"
-        "except UserError as error:\n"
-        "    print(error)\n"
+FETCH = """
+import sys
+from hume_jax.errors import UserError
+from hume_jax.representations.encoders import hub
+try:
+    print(hub.fetch("owner/repo", "model.safetensors", *sys.argv[1:] or [None]))
+except UserError as error:
+    print(error)
+"""
+CLOSED = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def fetched(tmp_path, repository):
+    """What the library itself gives, in a process because it reads its settings when imported."""
+
+    def run(*arguments, **settings):
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, *arguments],
+            env={**os.environ, "HF_HOME": str(tmp_path), **settings},
+            cwd=repository,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": CLOSED}])
+def test_offline_for_real(fetched, setting):
+    text = fetched(**setting)
+    assert text.startswith("model.safetensors of the Hugging Face repository owner/repo is not in ")
+    assert "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" in text
+
+
+def test_the_file_of_a_commit_needs_no_network(fetched, tmp_path):
+    path = tmp_path / "hub" / "models--owner--repo" / "snapshots" / COMMIT / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert fetched(COMMIT, HF_ENDPOINT=CLOSED) == f"{hub.Fetched(path, COMMIT, SHA256)}\n"
+
+
+def test_what_the_cache_has_is_taken_where_the_hub_does_not_answer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *_, **options: asked.append(options)
     )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=repository, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("model.safetensors of the Hugging Face repository facebook/dino")
-    assert "the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)" in done.stdout
+    with pytest.raises(TypeError):
+        hub.fetch("owner/repo", "model.safetensors", None)
+    assert asked == [{"revision": None, "local_files_only": True}]
 
 
 # ---- from this machine

@@ -303,12 +303,24 @@ def test_an_error_of_the_hub_says_how_to_go_without(tiny, monkeypatch):
     )
 
 
+def unreadable(path):
+    raise UserError(f"{path} cannot be read: Permission denied")
+
+
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "a/b.pth", "/a/b/c", "~/mine.ckpt"])
 def test_a_missing_file_is_explained(tiny, downloads, name):
     text = fails(presets.load, presets.parse(f"tiny:weights={name}"))
     assert "this file is not there" in text
     assert "https://owner.org/tiny.pth (licence: CC0)" in text
     assert not downloads
+
+
+def test_a_file_that_cannot_be_read_is_not_to_be_downloaded(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(b"")
+    monkeypatch.setattr(hub, "sha256", unreadable)
+    text = fails(presets.load, presets.parse(f"tiny:weights={path}"))
+    assert text == f"encoder 'tiny:weights={path}': {path} cannot be read: Permission denied"
 
 
 def test_presets_without_weights_on_the_hub_say_what_to_get():
@@ -323,7 +335,9 @@ def test_presets_without_weights_on_the_hub_say_what_to_get():
 
 def test_weights_of_another_encoder_are_refused(tiny):
     text = fails(presets.load, presets.parse(f"tiny:weights={GOLDEN / 'resnet_bit.safetensors'}"))
-    assert "no known layout of a ResNet of version 1" in text
+    assert text.startswith(f"encoder 'tiny:weights={GOLDEN / 'resnet_bit.safetensors'}': ")
+    assert "no known layout of a ResNet of version 1; missing: conv1.weight or " in text
+    assert re.search(r"; unexpected: \w+\S+, .* and \d+ more", text)
     text = fails(presets.load, presets.parse(f"moco_v2_r50:weights={FILE}"))
     assert text.startswith(f"encoder 'moco_v2_r50:weights={FILE}': {FILE} does not fit this model")
 

@@ -123,7 +123,7 @@ def test_dots_in_paths_hidden_files_and_other_files(kind, tmp_path, caplog):
         source = sources.open_images(str(tmp_path / "x"))
     assert source.ids == ("a/1.png", "b/2.png")
     assert red(source, 1) == 5
-    assert "1 files that are no images are left out: 1 .txt" in caplog.text
+    assert "1 file left out, as no images: 1 .txt" in caplog.text
 
 
 def test_folders_devices_and_pipes_are_no_images(tmp_path):
