@@ -1,15 +1,17 @@
 """Makes the folder that tests/representations/test_formats.py reads as Hugging Face `datasets`.
 
-    python -m pip install datasets==5.2.0
+    python -m pip install ".[golden]"
     python experiments/make_datasets_golden.py
 
 Two splits, one of them in two shards, with vectors of both kinds (a list, a list of fixed length),
 classes and text. The values follow from the row's number, so the test needs no copy of them.
 """
 
+import argparse
 import importlib
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 GOLDEN = (
@@ -36,7 +38,8 @@ def rows(n: int) -> dict[str, list]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     # Not an import statement: a folder beside this file has the same name.
     datasets: Any = importlib.import_module("datasets")
     features = datasets.Features(
@@ -55,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

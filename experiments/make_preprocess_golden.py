@@ -1,6 +1,6 @@
 """Makes the golden file of tests/representations/test_preprocess.py.
 
-    python -m pip install torch torchvision timm transformers scikit-learn pillow
+    python -m pip install ".[golden]"
     python experiments/make_preprocess_golden.py
 
 The published preprocessing of every family on two photographs that come with scikit-learn and on
@@ -8,7 +8,9 @@ pieces of them: portrait, panorama, and 32 pixels as CIFAR has. Of each 8-bit cr
 every 32nd pixel are kept. Prints how far Hugging Face's processors are from them.
 """
 
+import argparse
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -116,7 +118,8 @@ def _image(pixels: np.ndarray) -> Any:
     return Image.fromarray(pixels)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     """Writes the file and prints the differences."""
     images = {name: _image(pixels) for name, pixels in photographs().items()}
     crops = {
@@ -145,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Makes the golden files of tests/representations/encoders/test_resnet.py.
 
-    python -m pip install torch torchvision timm safetensors
+    python -m pip install ".[golden]"
     python experiments/make_resnet_golden.py
 
 Tiny networks with random weights, batch norms' statistics among them, in torchvision's classes (v1)
@@ -9,7 +9,9 @@ the latter's under Google's names. Of the networks in their real size only what 
 because their weights are computed from their names on both sides (`seeded`).
 """
 
+import argparse
 import pathlib
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -159,7 +161,8 @@ def _tensors(model: Any) -> dict[str, np.ndarray]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     """Writes the files."""
     import timm
     import torchvision
@@ -196,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

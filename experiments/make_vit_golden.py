@@ -1,7 +1,7 @@
 """Makes the golden files of tests/representations/encoders/test_vit.py.
 
     git clone https://github.com/facebookresearch/dinov2 ~/dinov2
-    python -m pip install torch transformers timm safetensors
+    python -m pip install ".[golden]"
     python experiments/make_vit_golden.py --dinov2=$HOME/dinov2
 
 Tiny networks with random weights, run by three implementations that are not ours: Hugging Face
@@ -36,7 +36,7 @@ try:
     from safetensors.torch import load_file, save_file
 except ModuleNotFoundError as error:
     if "--help" not in sys.argv:
-        sys.exit(f"error: {error}: pip install torch transformers timm safetensors")
+        sys.exit(f'error: {error}: pip install ".[golden]" in the checkout')
     print(__doc__)
     sys.exit(0)
 
