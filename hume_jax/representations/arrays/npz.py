@@ -76,6 +76,16 @@ def find(file: Path, member: str, hint: str) -> Stored:
     return Stored(name, header.shape, header.dtype, read, memory)
 
 
+def names(file: Path) -> list[str]:
+    """Returns the names of the arrays in an .npz archive, in its order.
+
+    Raises:
+      UserError: no archive.
+    """
+    with _opened(file) as archive:
+        return [info.filename.removesuffix(".npy") for info in _members(archive)]
+
+
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
@@ -92,8 +102,12 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [info for info in archive.infolist() if info.filename.endswith(".npy")]
+
+
 def _choose(file: Path, member: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    members = _members(archive)
     names = [info.filename.removesuffix(".npy") for info in members]
     chosen = choose(str(file), member.removesuffix(".npy"), names, "array")
     return members[names.index(chosen)]

@@ -4,34 +4,25 @@ Nothing in a file is executed: safetensors and NumPy's archives hold no code, an
 is read in the mode that only accepts tensors.
 """
 
-import contextlib
-import lzma
-import math
 import struct
-import tokenize
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from hume_jax.errors import UserError
+from hume_jax.representations.arrays import npz
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 # Levels of a PyTorch checkpoint that hold the model beside an optimiser, a step count and the like.
 _LEVELS = ("state_dict", "model")
 # Names in a message.
 _LISTED = 6
-
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-# What zipfile, NumPy's header parser and PyTorch raise over a damaged file.
+# What safetensors and PyTorch raise over a damaged file.
 _DAMAGED = (
     ArithmeticError,
     AttributeError,
@@ -43,9 +34,7 @@ _DAMAGED = (
     SyntaxError,
     TypeError,
     ValueError,
-    lzma.LZMAError,
     struct.error,
-    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -143,62 +132,15 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _read_npz(path: Path) -> TensorFile:
-    members: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive, _old_headers_allowed():
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy")
-                with archive.open(member) as file:
-                    shapes[name] = _npy_shape(path, file, member)
-                members[name] = member.filename
-    except UserError:
-        raise
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
+    hint = "save every tensor as an array of numbers, np.savez(file, **tensors)"
+    stored = {name: npz.find(path, name, hint) for name in npz.names(path)}
 
     def load(name: str) -> np.ndarray:
-        try:
-            with (
-                zipfile.ZipFile(path) as archive,
-                archive.open(members[name]) as file,
-                _old_headers_allowed(),
-            ):
-                array = np.lib.format.read_array(file, allow_pickle=False)
-        except _DAMAGED as error:
-            raise _damaged(path, error) from error
+        array = stored[name].read()
         # NumPy writes bfloat16 as two bytes without a meaning; Google's files hold such arrays.
         return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
-    return TensorFile(shapes, load)
-
-
-def _npy_shape(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Checks the header of an archive's array against its size."""
-    version = np.lib.format.read_magic(file)
-    if version not in _NPY_HEADERS:
-        raise UserError(f"{path}: {member.filename} is of .npy format {version}, no plain array")
-    shape, _, dtype = _NPY_HEADERS[version](file)
-    if dtype.hasobject:
-        raise UserError(
-            f"{path}: {member.filename} holds Python objects, which are not read: "
-            "save every tensor as an array of numbers, np.savez(file, **tensors)"
-        )
-    size = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or file.tell() + size != member.file_size:
-        raise UserError(
-            f"{path} is damaged: {member.filename} has {member.file_size} bytes, an array of "
-            f"{shape} {dtype} takes {file.tell() + size}"
-        )
-    return shape
-
-
-@contextlib.contextmanager
-def _old_headers_allowed() -> Iterator[None]:
-    """Without NumPy's warning over headers that Python 2 wrote, which are read all the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+    return TensorFile({name: array.shape for name, array in stored.items()}, load)
 
 
 def _read_torch(path: Path) -> TensorFile:
