@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
@@ -66,6 +69,41 @@ def save_objects() -> Callable[[pathlib.Path | str, tuple[int, ...]], None]:
             np.lib.format.write_array_header_1_0(file, header)
 
     return save
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def two_processes(free_port: int) -> Callable[..., None]:
+    """Runs a test file as two processes, `FILE PORT INDEX ARGUMENT`, each with one device."""
+
+    def run(file: str, argument: pathlib.Path, **environment: str) -> None:
+        settings = {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", **environment}
+        workers = [
+            subprocess.Popen(
+                [sys.executable, file, str(free_port), str(index), str(argument)],
+                env=os.environ | settings,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        ]
+        try:
+            printed = [worker.communicate(timeout=240)[0] for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+        for worker, text in zip(workers, printed, strict=True):
+            assert worker.returncode == 0, text[-3000:]
+
+    return run
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 Two processes run this file as a script: `test_disk_feed.py PORT INDEX FOLDER`.
 """
 
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -257,30 +254,11 @@ def test_an_error_of_reading_ends_the_search_and_its_threads(rows, feed, monkeyp
 
 @pytest.mark.slow
 def test_two_processes_read_the_rows_of_their_own_shards_and_find_what_one_finds(
-    feed, folder, repository
+    feed, folder, two_processes
 ):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "JAX_NUM_CPU_DEVICES": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(port), str(i), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        printed = [worker.communicate(timeout=240)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+    two_processes(__file__, folder)
     state, info = searched(feed)
-    for i, worker in enumerate(workers):
-        assert worker.returncode == 0, printed[i][-3000:]
+    for i in range(2):
         with np.load(folder / f"found_{i}.npz", allow_pickle=False) as found:
             np.testing.assert_array_equal(found["shards"], [2 * i, 2 * i + 1])
             np.testing.assert_allclose(found["theta"], state.theta, atol=2e-4)

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -456,14 +455,11 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):
 
 
 @pytest.fixture
-def hosts(command):
+def hosts(command, free_port):
     """Starts the two processes of a run and returns them."""
 
     def start(*arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        flags = (f"--distributed=127.0.0.1:{port}", "--processes=2")
+        flags = (f"--distributed=127.0.0.1:{free_port}", "--processes=2")
         return [command(*arguments, *flags, f"--process={i}") for i in range(2)]
 
     return start

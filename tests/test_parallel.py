@@ -1,13 +1,10 @@
 """One device, two devices and two processes find the same, from the same state.
 
-The two processes run this file as a script: `test_parallel.py PORT INDEX FILE`.
+The two processes run this file as a script: `test_parallel.py PORT INDEX FOLDER`.
 """
 
 import functools
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import jax
@@ -143,34 +140,10 @@ def test_a_state_stays_where_it_was_placed(start, over_tasks):
         assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
 
 
-def test_two_processes_give_what_one_gives(alone, repository, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(repository),
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(port), str(i), str(tmp_path / f"{i}.npz")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        printed = [worker.communicate(timeout=240)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+def test_two_processes_give_what_one_gives(alone, tmp_path, two_processes):
+    two_processes(__file__, tmp_path, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     state, info = alone
-    for i, worker in enumerate(workers):
-        assert worker.returncode == 0, printed[i][-3000:]
+    for i in range(2):
         with np.load(tmp_path / f"{i}.npz", allow_pickle=False) as found:
             assert found["devices"] == 2
             assert np.all(error(found["hypergradient"], hypergradient(state)) < 1e-4)
@@ -178,7 +151,7 @@ def test_two_processes_give_what_one_gives(alone, repository, tmp_path):
             np.testing.assert_allclose(found["objective"], info.objective, rtol=1e-4)
 
 
-def worker(port: str, index: str, file: str) -> None:
+def worker(port: str, index: str, folder: str) -> None:
     """One of the two processes: half of the shards are its own."""
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
     mesh = parallel.make_mesh(1, SHARDS)
@@ -188,7 +161,7 @@ def worker(port: str, index: str, file: str) -> None:
     state, info = steps_on(mesh, data, state)
     # Without a task axis every process holds the whole state.
     np.savez(
-        pathlib.Path(file),
+        pathlib.Path(folder) / f"{index}.npz",
         devices=jax.device_count(),
         hypergradient=hypergradient(state),
         theta=state.theta,
