@@ -5,10 +5,8 @@ An array that `data.SPLIT.phi1` or `phi2` names and that is not there is made fr
 goes on with the rows that are not on disk yet.
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +18,12 @@ from absl import logging
 from ml_collections import config_dict
 
 import hume_jax
+from hume_jax import encoded_arrays
+from hume_jax.encoded_arrays import Array
 from hume_jax.errors import UserError
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import count
-from hume_jax.representations import store
-from hume_jax.representations.arrays import formats, headers, side_file
+from hume_jax.representations.arrays import formats, side_file
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.encode import broken_image, encode
 from hume_jax.representations.encoders import hub, presets
@@ -35,16 +34,6 @@ from hume_jax.representations.images.table import ImageTable
 _MOST_THREADS = 16
 
 
-class Array(NamedTuple):
-    """One array to have."""
-
-    field: str  # of the config, "data.train.phi1"
-    split: str
-    spec: str  # of the encoder
-    name: str  # the path as the config has it
-    path: Path
-
-
 class Job(NamedTuple):
     """What is to be done for the images of a split."""
 
@@ -52,95 +41,6 @@ class Job(NamedTuple):
     source: sources.Source | None  # None: they are gone, and all arrays are there
     missing: tuple[Array, ...]  # also those that are there but for images since mended
     table: ImageTable
-
-
-def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[Array]]:
-    """Says where every encoded array lies.
-
-    Args:
-      config: resolved.
-
-    Returns:
-      The config with a path in every field of `data` that images and an encoder are given for,
-      and these arrays.
-
-    Raises:
-      UserError: an encoder without images or the other way round, an unknown encoder, or as many
-        paths as encoders are not given.
-    """
-    values = config.to_dict()
-    arrays: list[Array] = []
-    for name in ("phi1", "phi2"):
-        specs = headers.several(values["encode"][name])
-        if not specs:
-            continue
-        for spec in specs:
-            presets.parse(spec)
-        if not any(values["images"][split] for split in ("train", "test")):
-            raise UserError(
-                f"config field 'encode.{name}' names an encoder, but 'images.train' no images: "
-                "--config.images.train=FOLDER, FILE.tar, FILE.zip or tfds:NAME/SPLIT"
-            )
-        for split in ("train", "test"):
-            if values["images"][split]:
-                arrays += _fill_field(values, split, name, specs)
-    _check_places(arrays)
-    return config_dict.ConfigDict(values).lock(), arrays
-
-
-def _check_places(arrays: Sequence[Array]) -> None:
-    """Checks that no two different arrays go to one file."""
-    places: dict[Path, Array] = {}
-    for array in arrays:
-        other = places.setdefault(array.path.absolute(), array)
-        if (other.split, other.spec) != (array.split, array.spec):
-            raise UserError(
-                f"{array.name} is meant for {other.field} ({other.spec!r} of images.{other.split}) "
-                f"and for {array.field} ({array.spec!r} of images.{array.split}): name two files"
-            )
-
-
-def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str, ...]) -> list:
-    field, section = f"data.{split}.{name}", values["data"][split]
-    given = headers.several(section[name])
-    if not given:
-        folder = _folder(values, split)
-        given = tuple(str(folder / f"{_slug(spec)}.npy") for spec in specs)
-        section[name] = given[0] if len(given) == 1 else given
-    if len(given) != len(specs):
-        raise UserError(
-            f"config field {field!r} names {count(len(given), 'array')}, 'encode.{name}' "
-            f"{count(len(specs), 'encoder')}: give one path for each encoder, or none"
-        )
-    found = []
-    for path, spec in zip(given, specs, strict=True):
-        if not path.endswith(".npy"):
-            raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
-        found.append(Array(field, split, spec, path, store.find_array(path)))
-    return found
-
-
-def _folder(values: Any, split: str) -> Path:
-    """Where what is made from the images of a split lies: named for them, and unlike any other."""
-    where = values["images"][split]
-    stem = _stem(where)
-    full = where if where.startswith("tfds:") else str(Path(where).expanduser().resolve())
-    digest = hashlib.sha256(full.encode()).hexdigest()[:6]
-    return Path(values["encode"]["folder"]).expanduser() / f"{stem}-{digest}"
-
-
-def _stem(where: str) -> str:
-    """A file name for images: `tfds:stl10/train` -> stl10-train, `a/b.tar` -> b."""
-    name = where.removeprefix("tfds:")
-    if name == where:
-        name = re.sub(r"\.(tar|zip)$", "", Path(where).expanduser().resolve().name)
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
-
-
-def _slug(spec: str) -> str:
-    """A file name for an encoder's spec: the preset, and a digest of its options."""
-    preset, colon, options = spec.partition(":")
-    return f"{preset}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if colon else preset
 
 
 def ensure(
@@ -176,7 +76,7 @@ def _prepare(
     check: Callable[[config_dict.ConfigDict, Mapping[str, Stored]], None],
 ) -> tuple[config_dict.ConfigDict, list[Job]]:
     """Finds out what is missing, and all that can be wrong before it is encoded."""
-    config, arrays = fill(config)
+    config, arrays = encoded_arrays.fill(config)
     for array in arrays:
         encoder = presets.parse(array.spec)
         if not encoder.weights and not _is_there(array):
@@ -213,7 +113,7 @@ def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) ->
         weights = Path(presets.parse(array.spec).weights).expanduser()
         if weights.is_file():
             _check_weights(array, hub.local(weights).sha256)
-    table = ImageTable(_folder(config, split), config.images.label)
+    table = ImageTable(encoded_arrays.folder_of(config, split), config.images.label)
     return Job(split, source, tuple(a for a in different if a in missing), table)
 
 
