@@ -137,7 +137,8 @@ def _images() -> config_dict.ConfigDict:
     images.labels = True
     # Which labels of a tfds dataset that has several, e.g. 'coarse_label'; '' = 'label'.
     images.label = ""
-    # An image that cannot be read: 'fail' stops there, 'skip' gives its row zeros and notes it.
+    # An image that cannot be read: 'fail' stops there, 'skip' gives its row zeros and notes it;
+    # its label will be -1.
     images.broken = "fail"
     # Where prepared tfds datasets lie; '' = where tfds looks, ~/tensorflow_datasets.
     images.tfds_folder = ""

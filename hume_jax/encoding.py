@@ -5,6 +5,7 @@ An array that `data.SPLIT.phi1` or `phi2` names and that is not there is made fr
 goes on with the rows that are not on disk yet.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -65,6 +66,7 @@ def ensure(
     """
     with processes.together():
         config, jobs = _prepare(config, check)
+    processes.agree(_work(config, jobs))
     for job in jobs:
         for array in job.missing:
             _encode(config, job, array, processes)
@@ -213,6 +215,18 @@ def _check_weights(array: Array, sha256: str) -> None:
         )
 
 
+def _work(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What is to be done, for the processes of a run to compare."""
+    work: dict[str, Any] = {}
+    for job in jobs:
+        for array in job.missing:
+            assert job.source is not None
+            identity = _identity(array, job.source, config.encode.dtype)
+            work |= {f"{array.field}: file": array.name}
+            work |= {f"{array.field}: {name}": value for name, value in identity.items()}
+    return work
+
+
 def _coming(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, Stored]:
     """The headers of the arrays that are not there yet, by the path that the config names."""
     found = {}
@@ -221,15 +235,18 @@ def _coming(config: config_dict.ConfigDict, jobs: Sequence[Job]) -> dict[str, St
             continue
         for array in job.missing:
             shape = (len(job.source), presets.width(presets.parse(array.spec)))
-            found[array.name] = _to_come(array.name, shape, config.encode.dtype)
+            found[array.name] = Stored(
+                array.name,
+                shape,
+                np.dtype(config.encode.dtype),
+                functools.partial(_not_there, array.name),
+                images=naming.digest(job.source.ids),
+            )
     return found
 
 
-def _to_come(name: str, shape: tuple[int, ...], dtype: str) -> Stored:
-    def read() -> np.ndarray:
-        raise FileNotFoundError(name)
-
-    return Stored(name, shape, np.dtype(dtype), read)
+def _not_there(name: str) -> np.ndarray:
+    raise FileNotFoundError(name)
 
 
 def _check_disk(jobs: Sequence[Job], coming: Mapping[str, Stored]) -> None:
@@ -258,6 +275,7 @@ def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: P
     with processes.together():
         params, fetched = presets.load(encoder)
         _check_weights(array, fetched.sha256)
+    processes.agree({f"weights of {array.field} with SHA-256": fetched.sha256})
     description = {
         **_identity(array, job.source, config.encode.dtype),
         "columns": presets.width(encoder),

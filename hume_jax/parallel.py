@@ -7,9 +7,10 @@ belong to virtual shards, which the ``data`` axis divides.
 """
 
 import contextlib
+import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +101,38 @@ class Processes(NamedTuple):
                     f"process {others[0]} of {self.total} has failed, it says why: what is on disk "
                     "is kept, the same commands go on with it"
                 )
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Checks that all processes were started for the same work; all ask at the same time.
+
+        Args:
+          values: what must be the same, that JSON can hold.
+
+        Raises:
+          UserError: a process has another value than process 0, the first of them by name.
+        """
+        first, *others = (json.loads(text) for text in self._gather(json.dumps(values)))
+        for number, other in enumerate(others, 1):
+            for name in (*first, *(name for name in other if name not in first)):
+                if first.get(name) != other.get(name):
+                    raise UserError(
+                        f"process {number} has {name} {other.get(name)!r}, process 0 has "
+                        f"{first.get(name)!r}: start all of them with the same command, the same "
+                        "images and the same weights"
+                    )
+
+    def _gather(self, text: str) -> list[str]:
+        """The texts of all processes, in their order."""
+        if self.total == 1:
+            return [text]
+        from jax.experimental import multihost_utils
+
+        content = np.frombuffer(text.encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.asarray(content.size))
+        padded = np.zeros(int(sizes.max()), np.uint8)
+        padded[: content.size] = content
+        rows = multihost_utils.process_allgather(padded)
+        return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def _failed(self, failed: bool) -> np.ndarray:
         """The numbers of the processes that failed; all processes ask at the same time."""

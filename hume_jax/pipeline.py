@@ -113,6 +113,7 @@ class _Run:
         self.prepared: Prepared | None = None  # of a search from disk
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
+        self.seen = _seen(self.dataset)
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
@@ -266,7 +267,9 @@ class _Run:
                 "reference": ensemble.reference,
                 "select": self.config.ensemble.select,
                 "agreement": float(np.mean(found["train"].vote.agreement)),
-                "class_counts": np.bincount(votes["train"], minlength=self.config.n_classes),
+                "class_counts": np.bincount(
+                    votes["train"][self.seen["train"]], minlength=self.config.n_classes
+                ),
             },
             tasks=entries,
             baselines={
@@ -287,7 +290,7 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
         )
-        labels = {split: part.vote for split, part in found.items()}
+        labels = {split: _only(self.seen[split], part.vote) for split, part in found.items()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
         if self.config.plots:
             plots.draw(self.folder.path, summary, self.folder.metrics())
@@ -321,11 +324,33 @@ class _Run:
         true = {"train": self.dataset.train.labels}
         if self.dataset.test is not None:
             true["test"] = self.dataset.test.labels
+        predicted = {split: labels[self.seen[split]] for split, labels in predicted.items()}
+        true = {
+            split: None if labels is None else labels[self.seen[split]]
+            for split, labels in true.items()
+        }
         known = [labels for labels in true.values() if labels is not None]
         if len(self.splits) == len(predicted) == len(known) == 2:
             predicted = {**predicted, "all": np.concatenate(list(predicted.values()))}
             true["all"] = np.concatenate(known)
         return results.score_splits(predicted, true, detail)
+
+
+def _seen(dataset: store.Dataset) -> dict[str, np.ndarray]:
+    """For each split (n,) bool, false where there was no image to see."""
+    seen = {}
+    for name, split in zip(("train", "test"), dataset, strict=True):
+        if split is not None:
+            seen[name] = np.ones(split.n, bool)
+            seen[name][table.broken_rows((*split.phi1.paths, *split.phi2.paths))] = False
+    return seen
+
+
+def _only(seen: np.ndarray, vote: aggregate.Vote) -> aggregate.Vote:
+    """A vote with class -1, of no agreement, in the rows of broken images."""
+    return aggregate.Vote(
+        np.where(seen, vote.labels, -1), vote.agreement * seen, vote.margin * seen
+    )
 
 
 @contextlib.contextmanager

@@ -138,6 +138,32 @@ def test_images_for_the_test_split_alone(folder):
     assert len(np.load(config.data.test.labels)) == N
 
 
+def test_arrays_of_other_images_do_not_go_together(folder):
+    """The same number of images, in another order and under other names."""
+    for i, path in enumerate(sorted((folder / "photos").rglob("*.png"), reverse=True)):
+        (folder / "reversed").mkdir(exist_ok=True)
+        os.link(path, folder / "reversed" / f"{i:02d}.png")
+    encoding.ensure(configured(images__train="reversed", data__train__phi1="b.npy"))
+    encoding.ensure(configured(data__train__phi1="a.npy"))
+    data = configured(data__train__phi1="a.npy", data__train__phi2="b.npy").data
+    message = r"a\.npy and b\.npy were encoded from other images, or from the same in another order"
+    with pytest.raises(UserError, match=message):
+        store.check_headers(data, 2, "inductive")
+    # Known before the first of them is encoded, too.
+    (folder / "a.npy").unlink()
+    (folder / "a.npy.json").unlink()
+    with pytest.raises(UserError, match=message):
+        encoding.ensure(
+            configured(data__train__phi1="a.npy", data__train__phi2="b.npy"),
+            check=lambda config, coming: store.check_headers(config.data, 2, "inductive", coming),
+        )
+    assert not (folder / "a.npy.part").exists()
+    # The names are all that differs, its user says.
+    (folder / "b.npy.json").unlink()
+    encoding.ensure(configured(data__train__phi1="a.npy"))
+    store.check_headers(data, 2, "inductive")
+
+
 def test_labels_of_ones_own_are_neither_made_nor_replaced(folder):
     assert encoding.ensure(configured(data__train__labels="y.npy")).data.train.labels == "y.npy"
     assert not (folder / "y.npy").exists()
@@ -397,10 +423,10 @@ def test_values_beyond_float16_are_named(folder, monkeypatch):
 def command(folder, repository):
     """Starts a command in `folder` and returns the process."""
 
-    def start(name, *arguments):
+    def start(name, *arguments, cwd=None):
         return subprocess.Popen(
             [sys.executable, TESTS / "tiny_encoder.py", name, *arguments],
-            cwd=folder,
+            cwd=cwd or folder,
             env={
                 **os.environ,
                 "PYTHONPATH": str(repository),
@@ -458,9 +484,12 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):
 def hosts(command, free_port):
     """Starts the two processes of a run and returns them."""
 
-    def start(*arguments):
-        flags = (f"--distributed=127.0.0.1:{free_port}", "--processes=2")
-        return [command(*arguments, *flags, f"--process={i}") for i in range(2)]
+    def start(*arguments, last=(), cwd=None):
+        flags = (*arguments, f"--distributed=127.0.0.1:{free_port}", "--processes=2")
+        return [
+            command(*flags, "--process=0"),
+            command(*flags, "--process=1", *last, cwd=cwd),
+        ]
 
     return start
 
@@ -478,6 +507,43 @@ def test_two_hosts_write_the_array_that_one_writes(folder, command, hosts):
     assert sorted(p.name for p in folder.glob("a.npy*")) == ["a.npy", "a.npy.json"]
 
 
+def ends_of(*processes):
+    """The last lines of processes that end with status 2."""
+    return [finished(process, status=2)[1].splitlines()[-1] for process in processes]
+
+
+@pytest.mark.slow
+def test_hosts_with_other_work_or_other_images_write_nothing(folder, command, hosts, rng):
+    other = "--config.encode.phi1=tiny:weights=tiny.safetensors,output=mean_patch"
+    for line in ends_of(*hosts(*COMMAND, last=(other,))):
+        assert "process 1 has data.train.phi1: encoder 'tiny:" in line
+    # Another image in front and one less at the end: as many rows, which mean something else.
+    photograph(rng, folder / "others" / "aaa.png")
+    for i in range(1, N):
+        photograph(rng, folder / "others" / f"{i:02d}.png")
+    for line in ends_of(*hosts(*COMMAND, last=("--config.images.train=others",))):
+        assert "process 1 has data.train.phi1: images_digest " in line
+    tiny_encoder.write_weights(folder / "other.safetensors", seed=1)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "photos").symlink_to(folder / "photos")
+    (elsewhere / "tiny.safetensors").symlink_to(folder / "other.safetensors")
+    for line in ends_of(*hosts(*COMMAND, last=(), cwd=elsewhere)):
+        assert "process 1 has weights of data.train.phi1 with SHA-256 " in line
+    assert not (folder / "a.npy.part").exists()
+
+
+@pytest.mark.slow
+def test_hosts_that_do_not_see_one_folder_say_so(folder, hosts):
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("photos", "tiny.safetensors"):
+        (elsewhere / name).symlink_to(folder / name)
+    first, second = ends_of(*hosts(*COMMAND, cwd=elsewhere))
+    assert "process 1 of 2 has failed, it says why" in first
+    assert "all processes must see one file system; set encode.folder" in second
+
+
 @pytest.mark.slow
 def test_an_error_on_one_host_ends_both(broken, hosts):
     # The broken image is among the rows of the first.
@@ -486,12 +552,16 @@ def test_an_error_on_one_host_ends_both(broken, hosts):
     assert "process 0 of 2 has failed, it says why" in second.splitlines()[-1]
 
 
-def test_from_a_folder_of_images_to_its_classes(folder, command):
+def test_from_a_folder_of_images_to_its_classes(broken, command, rng):
+    # So many that one broken image is less than 1 %.
+    for i in range(N, 101):
+        photograph(rng, broken / "photos" / CLASSES[i % 2] / f"{i:03d}.png", side=8)
     out, _ = finished(
         command(
             "main",
             "--config=configs/images.py",
             "--config.images.train=photos",
+            "--config.images.broken=skip",
             "--config.encode.phi1=tiny:weights=tiny.safetensors",
             "--config.encode.phi2=tiny:weights=tiny.safetensors,output=mean_patch",
             "--config.n_classes=2",
@@ -503,12 +573,19 @@ def test_from_a_folder_of_images_to_its_classes(folder, command):
         )
     )
     assert "k-means, phi1" in out
-    with (folder / "run" / "labels.csv").open() as file:
+    with (broken / "run" / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == N
+    assert len(rows) == 101
     assert rows[1]["image"] == "cat/02.png"
-    results = json.loads((folder / "run" / "results.json").read_text())
-    assert 0 <= results["ensemble"]["train"]["acc"] <= 1
+    # No label for what was not seen, and no score of it.
+    (unseen,) = (row for row in rows if row["label"] == "-1")
+    assert unseen["image"] == "cat/04.png"
+    assert (unseen["agreement"], unseen["margin"]) == ("0.000000", "0.000000")
+    results = json.loads((broken / "run" / "results.json").read_text())
+    assert sum(results["ensemble"]["class_counts"]) == 100
+    for method in (results["ensemble"], *results["tasks"], *results["baselines"].values()):
+        assert np.sum(method["train"].get("confusion", 100)) == 100
+    assert "confusion" in results["ensemble"]["train"]
 
 
 def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(folder, command, rng):

@@ -175,8 +175,8 @@ def to_csv(
     """Formats labels.csv, the same bytes for the same labels.
 
     Args:
-      splits: for each split ``(labels, agreement, margin)``, such as a ``Vote``: (n,) integers and
-        twice (n,) floating from 0 to 1.
+      splits: for each split ``(labels, agreement, margin)``, such as a ``Vote``: (n,) integers, -1
+        for none, and twice (n,) floating from 0 to 1.
       images: the name of each row's image, for splits that were encoded from images.
 
     Returns:

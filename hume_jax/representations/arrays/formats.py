@@ -133,5 +133,5 @@ def _find_npy(file: Path, member: str, hint: str) -> Stored:
     if member:
         raise UserError(f"{file} is one array, there is no {member!r} in it: give {file} alone")
     array = checks.open_array(file, hint)
-    side_file.check(file, array)
-    return Stored(str(file), array.shape, array.dtype, lambda: array)
+    images = side_file.check(file, array).get("ids_digest", "")
+    return Stored(str(file), array.shape, array.dtype, lambda: array, images=images)

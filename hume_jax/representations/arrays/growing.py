@@ -114,6 +114,11 @@ class GrowingArray:
           UserError: another process of this number is writing, or the files are damaged.
         """
         part = side_file.part(self.path)
+        if not part.exists():
+            raise UserError(
+                f"{part} is not there, and process 0 has just made it: all processes must see one "
+                "file system; set encode.folder to a folder on it"
+            )
         if self._notes is None:
             self._lock()
         self._data = part.open("r+b")

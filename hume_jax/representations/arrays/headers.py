@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hume_jax.errors import UserError
-from hume_jax.representations.arrays import checks, formats
+from hume_jax.representations.arrays import checks, formats, side_file
 from hume_jax.representations.arrays.formats import find_array
 from hume_jax.representations.arrays.stored import Stored
 
@@ -49,7 +49,7 @@ def open_headers(
 
     Raises:
       UserError: files missing (all of them are named), not arrays of numbers, of the wrong shape
-        or dtype, or of differing row counts.
+        or dtype, of differing row counts, or encoded from differing images.
     """
     for name in ("train.phi1", "train.phi2"):
         section, field = name.split(".")
@@ -115,11 +115,25 @@ def _open_split(name: str, fields: Any, coming: Mapping[str, Stored]) -> Split:
                     f"{first} {phi1.arrays[0].shape} and {path} {array.shape} differ in rows: "
                     f"the {name} files must hold the same samples in the same order"
                 )
+    _check_same_images([*phi1.arrays, *phi2.arrays], name)
     labels, labels_path = None, fields["labels"]
     if labels_path:
         labels = coming.get(labels_path) or formats.open_header(labels_path, checks.LABELS_HINT)
         checks.check_labels(find_array(labels_path), labels, n, find_array(first))
     return Split(phi1, phi2, labels, labels_path, n)
+
+
+def _check_same_images(arrays: Sequence[Stored], name: str) -> None:
+    """Raises a `UserError` if two arrays were encoded from images of other names or order."""
+    encoded = [array for array in arrays if array.images]
+    for array in encoded:
+        if array.images != encoded[0].images:
+            raise UserError(
+                f"{encoded[0].name} and {array.name} were encoded from other images, or from the "
+                f"same in another order, as the files beside them say: the {name} files must hold "
+                "the same samples in the same order; encode both from one list of images, or, if "
+                f"only the names differ, delete {side_file.place(Path(array.name))}"
+            )
 
 
 def _open_space(paths: tuple[str, ...], coming: Mapping[str, Stored]) -> Space:

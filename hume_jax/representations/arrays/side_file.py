@@ -60,19 +60,22 @@ def write(array: Path, content: Mapping[str, Any]) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def check(path: Path, array: np.ndarray) -> None:
+def check(path: Path, array: np.ndarray) -> dict[str, Any]:
     """Checks an opened array against its side file, if it has one.
 
     Args:
       path: the array's file.
       array: what it holds.
 
+    Returns:
+      What the side file says, nothing if there is none.
+
     Raises:
       UserError: the rows are not all there yet, or they are not those that were encoded.
     """
     content = read(path)
     if content is None:
-        return
+        return {}
     if not content["complete"]:
         raise UserError(
             f"{path} is half-written: {GO_ON}, or delete it, {place(path)} and {part(path)}"
@@ -82,3 +85,4 @@ def check(path: Path, array: np.ndarray) -> None:
             f"{path} is not the array that {place(path)} describes: delete both and encode again, "
             "or delete the latter if the array is your own"
         )
+    return content

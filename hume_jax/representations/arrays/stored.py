@@ -22,6 +22,7 @@ class Stored(NamedTuple):
     # Gives the array: where it lies in the file if `memory` is 0, else a copy, see `as_read`.
     read: Callable[[], np.ndarray]
     memory: int = 0  # bytes that `read` takes
+    images: str = ""  # digest of its images' names in order, where it was encoded from images
 
     @property
     def ndim(self) -> int:
