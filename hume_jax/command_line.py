@@ -59,7 +59,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: `main` is given the arguments that are left once the flags are read."""
     # At level INFO it reports every kind of accelerator that this machine does not have.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    app.run(_guarded(main), flags_parser=_guarded(parse_flags))
+    app.run(guarded(main), flags_parser=guarded(parse_flags))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -124,7 +124,7 @@ def _tidy(text: str, config: config_dict.ConfigDict) -> str:
     return f"config field {match[1]!r} cannot be {match[2]!r}: it takes {takes}"
 
 
-def _guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
+def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
     """Turns a `UserError` into one line and exit status 2."""
 
     def call(argv: list[str]) -> _T:

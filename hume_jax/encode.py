@@ -59,14 +59,21 @@ def main(argv: list[str]) -> None:
                     print(f"data.{split}.{name}: {value}")
 
 
+def show_presets(argv: list[str]) -> None:
+    """Prints the encoders that there are."""
+    del argv
+    command_line.load_encoding()
+    from hume_jax.representations.encoders import presets
+
+    print(presets.describe())
+
+
 def run() -> None:
     """`python -m hume_jax.encode`."""
     if "--list" in sys.argv[1:]:
-        from hume_jax.representations.encoders import presets
-
-        print(presets.describe())
-        return
-    command_line.run(main)
+        command_line.guarded(show_presets)(sys.argv)
+    else:
+        command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str,
     given = headers.several(section[name])
     if not given:
         folder = folder_of(values, split)
-        given = tuple(str(folder / f"{_slug(spec)}.npy") for spec in specs)
+        given = tuple(str(folder / f"{presets.slug(presets.parse(spec))}.npy") for spec in specs)
         section[name] = given[0] if len(given) == 1 else given
     if len(given) != len(specs):
         raise UserError(
@@ -106,9 +106,3 @@ def _stem(where: str) -> str:
     if name == where:
         name = re.sub(r"\.(tar|zip)$", "", Path(where).expanduser().resolve().name)
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
-
-
-def _slug(spec: str) -> str:
-    """A file name for an encoder's spec: the preset, and a digest of its options."""
-    preset, colon, options = spec.partition(":")
-    return f"{preset}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if colon else preset

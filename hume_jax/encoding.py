@@ -28,7 +28,7 @@ from hume_jax.representations.arrays import formats, side_file
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.encode import broken_image, encode
 from hume_jax.representations.encoders import hub, presets
-from hume_jax.representations.images import naming, sources
+from hume_jax.representations.images import loader, naming, sources, tfds_images
 from hume_jax.representations.images.table import ImageTable
 
 # Where `encode.threads` leaves it open: more only wait for the disk.
@@ -79,11 +79,13 @@ def _prepare(
 ) -> tuple[config_dict.ConfigDict, list[Job]]:
     """Finds out what is missing, and all that can be wrong before it is encoded."""
     config, arrays = encoded_arrays.fill(config)
-    for array in arrays:
-        encoder = presets.parse(array.spec)
-        if not encoder.weights and not _is_there(array):
-            # Says what to get; known before images are opened, which may prepare a dataset.
-            presets.load(encoder)
+    missing = [array for array in arrays if not _is_there(array)]
+    if missing:
+        loader.check_installed()
+    # A dataset of tfds may be downloaded and prepared when it is opened, which takes longer than
+    # to get weights; a folder or archive does not.
+    prepares = any(config.images[a.split].startswith(tfds_images.PREFIX) for a in missing)
+    _check_loads(missing if prepares else [a for a in missing if not presets.parse(a.spec).weights])
     jobs = [
         _job(config, split, [array for array in arrays if array.split == split])
         for split in dict.fromkeys(array.split for array in arrays)
@@ -91,12 +93,14 @@ def _prepare(
     coming = _coming(config, jobs)
     check(config, coming)
     _check_disk(jobs, coming)
-    encoders = {array.spec: presets.parse(array.spec) for job in jobs for array in job.missing}
-    # Weights that are missing are known before the first image. All but the first are read once
-    # more when their turn comes: the largest take gigabytes.
-    for encoder in list(encoders.values())[1:]:
-        presets.load(encoder)
+    _check_loads([array for job in jobs for array in job.missing][1:])
     return config, jobs
+
+
+def _check_loads(arrays: Sequence[Array]) -> None:
+    """Finds out what is wrong with weights; they are read once more when their turn comes."""
+    for spec in dict.fromkeys(array.spec for array in arrays):
+        presets.load(presets.parse(spec))
 
 
 def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) -> Job:
@@ -182,7 +186,7 @@ def _open(settings: Any, split: str, must: bool) -> sources.Source | None:
 def _identity(array: Array, source: sources.Source, dtype: str) -> dict[str, Any]:
     """What must be the same for rows to belong together."""
     return {
-        "encoder": array.spec,
+        "encoder": presets.meaning(presets.parse(array.spec)),
         "rows": len(source),
         "images_digest": source.fingerprint(),
         "dtype": dtype,
@@ -278,6 +282,7 @@ def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: P
     processes.agree({f"weights of {array.field} with SHA-256": fetched.sha256})
     description = {
         **_identity(array, job.source, config.encode.dtype),
+        "spec": array.spec,
         "columns": presets.width(encoder),
         "images": config.images[job.split],
         # From the array's folder, so that both may be moved together.

@@ -19,7 +19,7 @@ from hume_jax import encoding
 from hume_jax.errors import UserError
 from hume_jax.representations import encode, store
 from hume_jax.representations.arrays import side_file
-from hume_jax.representations.encoders import presets
+from hume_jax.representations.encoders import hub, presets
 from hume_jax.representations.images import folder as folder_module
 from hume_jax.representations.images import preprocess, sources, table
 
@@ -61,6 +61,18 @@ def configured(**fields):
     return config_lib.resolve(config, search=False)
 
 
+@pytest.fixture
+def encoded(caplog):
+    """Returns how many images were encoded last, or each time, by the lines that say so."""
+    caplog.set_level("INFO", "absl")
+
+    def told(all=False):
+        found = [r.args[0] for r in caplog.records if r.msg == "encoding %s with %s"]
+        return found if all else found[-1]
+
+    return told
+
+
 def direct(rows=None, spec="tiny:weights=tiny.safetensors", where="photos"):
     """What the encoder makes of the images, one at a time."""
     encoder = presets.parse(spec)
@@ -94,8 +106,9 @@ def test_the_side_file_says_what_made_the_array(folder):
     path = pathlib.Path(config.data.train.phi1)
     content = side_file.read(path)
     assert content["complete"]
-    assert content["encoder"] == "tiny:weights=tiny.safetensors"
-    assert content["weights"]["sha256"] == presets.load(presets.parse(content["encoder"]))[1].sha256
+    assert content["encoder"] == "tiny:output=cls,unit_norm=false,compute=float32"
+    assert content["spec"] == "tiny:weights=tiny.safetensors"
+    assert content["weights"]["sha256"] == presets.load(presets.parse(content["spec"]))[1].sha256
     assert content["preprocessing"]["crop"] == 28
     assert (content["rows"], content["columns"], content["dtype"]) == (N, 8, "float16")
     assert content["unit_norm"] is False
@@ -220,6 +233,44 @@ def test_an_array_of_other_weights_is_refused(folder):
         encoding.ensure(configured())
 
 
+@pytest.mark.parametrize("named", ["", "a.npy"])
+def test_the_same_encoder_may_be_written_in_another_way(folder, encoded, named):
+    one = "tiny:weights=tiny.safetensors,size=28,unit_norm"
+    other = f"tiny:unit_norm=true,size=28,weights={folder}/tiny.safetensors"
+    first = encoding.ensure(configured(encode__phi1=one, data__train__phi1=named))
+    again = encoding.ensure(configured(encode__phi1=other, data__train__phi1=named))
+    assert again.data == first.data
+    assert encoded(all=True) == ["23 images"]
+
+
+def test_weights_may_lie_elsewhere_but_not_be_others(folder, encoded):
+    encoding.ensure(configured(data__train__phi1="a.npy"))
+    os.rename("tiny.safetensors", "moved.safetensors")
+    moved = configured(data__train__phi1="a.npy", encode__phi1="tiny:weights=moved.safetensors")
+    encoding.ensure(moved)
+    assert encoded(all=True) == ["23 images"]
+    tiny_encoder.write_weights(folder / "moved.safetensors", seed=1)
+    with pytest.raises(UserError, match="was encoded with other weights"):
+        encoding.ensure(moved)
+
+
+def test_a_branch_of_the_hub_that_moves_ends_a_run_that_goes_on(folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    config = configured(encode__phi1="tiny:weights=owner/repo")
+    path, commit = folder / "tiny.safetensors", "0" * 40
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "fetch", lambda *_: hub.Fetched(path, commit, hub.sha256(path)))
+        patch.setattr(encode, "_put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encoding.ensure(config)
+    tiny_encoder.write_weights(path, seed=1)
+    monkeypatch.setattr(hub, "fetch", lambda *_: hub.Fetched(path, "1" * 40, hub.sha256(path)))
+    with pytest.raises(UserError, match="was encoded with other weights"):
+        encoding.ensure(config)
+
+
 def test_a_run_does_not_go_on_with_other_weights(folder, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -246,6 +297,9 @@ def test_an_array_of_other_images_is_refused(folder, rng):
     encoding.ensure(configured())
     photograph(rng, folder / "photos" / "dog" / "new.png")
     with pytest.raises(UserError, match="was encoded with rows 23, now it is 24"):
+        encoding.ensure(configured())
+    (folder / "photos" / "dog" / "21.png").unlink()
+    with pytest.raises(UserError, match="was encoded with images_digest '.*', now it is '"):
         encoding.ensure(configured())
 
 
@@ -275,13 +329,6 @@ def test_a_broken_image_keeps_its_row(broken, caplog):
     assert row == 2
     assert "1 image of 23 broken" in caplog.text
     assert len(np.load(config.data.train.labels)) == N
-
-
-@pytest.fixture
-def encoded(caplog):
-    """Returns how many images were encoded last, by the line that says so."""
-    caplog.set_level("INFO", "absl")
-    return lambda: [r.args[0] for r in caplog.records if r.msg == "encoding %s with %s"][-1]
 
 
 def test_a_mended_image_is_encoded_where_its_row_was(broken, rng, encoded):
@@ -325,6 +372,15 @@ def test_rows_of_zeros_are_not_taken_where_broken_images_end_the_work(broken):
     ):
         encoding.ensure(configured())
     encoding.ensure(skip)
+
+
+def test_images_that_are_all_broken_are_no_array(folder):
+    for path in (folder / "photos").rglob("*.png"):
+        path.write_bytes(b"")
+    what = r"photos: all 23 images are broken, cat/00\.png \(row 0\) because it is empty"
+    for _ in range(2):
+        with pytest.raises(UserError, match=what):
+            encoding.ensure(configured(images__broken="skip"))
 
 
 def test_a_search_says_which_of_its_rows_are_of_broken_images(broken):
@@ -383,6 +439,22 @@ def test_what_is_wrong_is_known_before_the_first_image(folder, fields, message):
     with pytest.raises(UserError, match=message):
         encoding.ensure(configured(**fields))
     assert sorted(folder.rglob("*")) == before
+
+
+def test_weights_are_looked_at_before_a_dataset_is_prepared(folder):
+    dataset = {"images__train": "tfds:mnist/train", "images__tfds_folder": str(folder / "tfds")}
+    with pytest.raises(UserError, match=r"no\.safetensors: this file is not there"):
+        encoding.ensure(configured(encode__phi1="tiny:weights=no.safetensors", **dataset))
+    with pytest.raises(UserError, match=r"tfds:mnist/train is not prepared .*hume_jax\[prepare\]"):
+        encoding.ensure(configured(**dataset))
+
+
+@pytest.mark.parametrize("package", ["grain", "PIL"])
+def test_packages_that_are_missing_are_known_before_the_first_image(folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf'{package}.*pip install "hume_jax\[images\]"'):
+        encoding.ensure(configured())
+    assert not (folder / "representations").exists()
 
 
 def test_too_little_space_is_known_before_the_first_image(folder, monkeypatch):
@@ -462,6 +534,17 @@ def finished(process, status=0):
 def test_the_command_lists_the_presets(command):
     out, _ = finished(command("encode", "--list"))
     assert "| `dinov2_vits14` | 384 |" in out
+
+
+def test_without_the_packages_for_images_one_line_says_so(repository):
+    code = "import sys; sys.modules['flax'] = None; from hume_jax import encode; encode.run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--list"], cwd=repository, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: encoding images needs more packages (")
+    assert 'pip install "hume_jax[images]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):

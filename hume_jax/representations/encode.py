@@ -92,6 +92,8 @@ def encode(
         with processes.together():
             if processes.number == 0:
                 broken = array.broken()
+                if len(broken) == len(source):
+                    raise broken_image(source, *broken[0], every=True)
                 array.finish(description)
                 _tell(path, width, source, broken)
 
@@ -124,8 +126,13 @@ def _write_all(
     array.flush()
 
 
-def broken_image(source: sources.Source, row: int, why: str) -> UserError:
-    """Returns the error about an image that cannot be read."""
+def broken_image(source: sources.Source, row: int, why: str, every: bool = False) -> UserError:
+    """Returns the error about an image that cannot be read, or about the first if none can."""
+    if every:
+        return UserError(
+            f"{source.name}: all {count(len(source), 'image')} are broken, {source.ids[row]} (row "
+            f"{row}) because {why}"
+        )
     return UserError(
         f"{source.name}: image {source.ids[row]} (row {row}) is broken, {why}: mend it, or set "
         "images.broken=skip, which gives it a row of zeros"

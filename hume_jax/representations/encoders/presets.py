@@ -5,6 +5,7 @@ dinov2_vits14:weights=FILE,size=98,unit_norm    a file of this machine, crops of
 clip_vit_l14:weights=OWNER/REPO@REVISION        another repository
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,6 +111,36 @@ def load(encoder: Encoder) -> tuple[dict[str, Any], Fetched]:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return weights.assemble(rules, tensors, where=where, ignored=encoder.preset.ignored), fetched
+
+
+def meaning(encoder: Encoder) -> str:
+    """Returns what an encoder computes, the same text however its spec is written.
+
+    Not of which bytes the weights are, nor how images are prepared. Weights of the Hub are named; a
+    file may lie anywhere.
+    """
+    model = encoder.model
+    options = {
+        "weights": "" if _is_file(encoder.weights) else encoder.weights,
+        "output": getattr(model, "output", ""),
+        "unit_norm": str(encoder.unit_norm).lower(),
+        "compute": jnp.dtype(getattr(model, "dtype", jnp.float32)).name,
+    }
+    given = [f"{name}={value}" for name, value in options.items() if value]
+    return f"{_name(encoder)}:{','.join(given)}"
+
+
+def slug(encoder: Encoder) -> str:
+    """Returns a file name for an encoder: the preset, and a digest if it has options."""
+    if ":" not in encoder.spec:
+        return _name(encoder)
+    where = Path(encoder.weights).expanduser().resolve() if _is_file(encoder.weights) else ""
+    text = f"{meaning(encoder)} {encoder.preprocessing.crop} {where}"
+    return f"{_name(encoder)}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _name(encoder: Encoder) -> str:
+    return encoder.spec.partition(":")[0].strip()
 
 
 def width(encoder: Encoder) -> int:
@@ -266,7 +297,9 @@ def _is_file(where: str) -> bool:
 def _advice(encoder: Encoder) -> str:
     """What to do about weights that are not there."""
     published = encoder.preset.weights
-    name = encoder.spec.partition(":")[0].strip()
+    spec = _with_file(encoder)
+    if encoder.weights not in ("", _place(published)) and not _is_file(encoder.weights):
+        return f"check the name, or give a file, {spec}"
     places = []
     if published.repo is not None:
         page = f"https://huggingface.co/{published.repo}/resolve/{published.revision or 'main'}"
@@ -274,13 +307,21 @@ def _advice(encoder: Encoder) -> str:
     if published.url is not None:
         places.append(published.url)
     if not places:
-        return (
-            f"none are published ({published.source}), give a file of your own, {name}:weights=FILE"
-        )
+        return f"none are published ({published.source}), give a file of your own, {spec}"
     return (
-        f"download {' or '.join(places)} (licence: {published.licence}) and give the file, "
-        f"{name}:weights=FILE"
+        f"download {' or '.join(places)} (licence: {published.licence}) and give the file, {spec}"
     )
+
+
+def _with_file(encoder: Encoder) -> str:
+    """The spec of the same encoder with weights from a file."""
+    options = _options(encoder.spec, encoder.spec.partition(":")[2])
+    others = [
+        name if name == "unit_norm" and value == "true" else f"{name}={value}"
+        for name, value in options.items()
+        if name not in ("weights", "sha256")
+    ]
+    return f"{_name(encoder)}:{','.join(['weights=FILE', *others])}"
 
 
 def _columns(model: nn.Module, size: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from hume_jax.errors import UserError
 from hume_jax.representations.encoders.tensor_files import TensorFile
@@ -141,6 +142,9 @@ def _raise_if_any(wrong: Mapping[str, Sequence[str]], where: str) -> None:
         if names:
             # One tensor may serve several parameters.
             names = list(dict.fromkeys(names))
+            if len(names) > _LISTED:
+                # All of them, ahead of the line that says how many.
+                logging.info("%s: %d %s: %s", where, len(names), what, ", ".join(names))
             parts.append(f"{len(names)} {what}: {_listed(names)}")
     if parts:
         raise UserError(

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 _AHEAD = 2
 
 
+def check_installed() -> None:
+    """Raises a `UserError` where a package that reads images is not installed."""
+    try:
+        import grain  # noqa: F401
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'reading images needs more packages ({error}): pip install "hume_jax[images]"'
+        ) from error
+
+
 class Batch(NamedTuple):
     """Some images; what is left of the last batch is padding."""
 
@@ -61,10 +72,8 @@ def batches(
       UserError: grain is not installed, or the source cannot be read.
       ValueError: `prepare` gives another shape or dtype.
     """
-    try:
-        import grain
-    except ImportError as error:
-        raise UserError('reading images needs grain: pip install "hume_jax[images]"') from error
+    check_installed()
+    import grain
 
     def item(row: int) -> _Item:
         try:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations.images import archives, tfds_images
+from hume_jax.representations.images import archives, tfds_images, tfds_prepare
 from hume_jax.representations.images.archives import ArchiveFile
 from hume_jax.representations.images.decoding import BrokenImage as BrokenImage
 from hume_jax.representations.images.decoding import decode as decode
@@ -93,9 +93,11 @@ def open_images(
     if os.path.isdir(path):
         return FolderImages(where, labels)
     if not os.path.exists(path):
+        meant = f"{tfds_images.PREFIX}{where}"
         raise UserError(
             f"there is no {where} (looked in {Path.cwd()}): give a folder of images, a .tar or "
             f".zip file of one, or {tfds_images.FORM}"
+            f"{f'; did you mean {meant}?' if tfds_prepare.is_known(where) else ''}"
         )
     if not os.path.isfile(path):
         raise UserError(f"{where} is neither a folder nor a regular file")

@@ -41,6 +41,17 @@ def _not_of_tfds(record: Any) -> bool:
     return "tensorflow_datasets" not in record.pathname or record.levelno >= stdlib_logging.ERROR
 
 
+def is_known(dataset: str) -> bool:
+    """Whether NAME/SPLIT, NAME:VERSION/SPLIT and the like is of a dataset that TFDS knows."""
+    name, slash, _ = dataset.partition("/")
+    try:
+        return bool(slash) and name.partition(":")[0] in load().list_builders(
+            with_community_datasets=False
+        )
+    except UserError:
+        return False
+
+
 def find(where: str, dataset: str, folder: str) -> Any:
     """Finds a dataset by name, prepared or not.
 

@@ -299,7 +299,12 @@ def test_an_error_of_the_hub_says_how_to_go_without(tiny, monkeypatch):
     assert fails(presets.load, presets.parse("tiny:size=8")) == (
         "encoder 'tiny:size=8': no network; download "
         f"https://huggingface.co/owner/tiny/resolve/{COMMIT}/file.safetensors or "
-        "https://owner.org/tiny.pth (licence: CC0) and give the file, tiny:weights=FILE"
+        "https://owner.org/tiny.pth (licence: CC0) and give the file, tiny:weights=FILE,size=8"
+    )
+    # What is published is no help where something else was asked for.
+    assert fails(presets.load, presets.parse("tiny:weights=mine/tiny,unit_norm")) == (
+        "encoder 'tiny:weights=mine/tiny,unit_norm': no network; check the name, or give a file, "
+        "tiny:weights=FILE,unit_norm"
     )
 
 

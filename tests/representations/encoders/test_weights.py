@@ -4,6 +4,7 @@ import io
 import pathlib
 import struct
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -265,6 +266,24 @@ def test_a_safetensors_dtype_that_numpy_lacks_is_named(tmp_path: pathlib.Path) -
     rules = {"a": Rule(("a",), ((4,),), np.asarray)}
     text = message(lambda: weights.assemble(rules, weights.read(path), where=str(path)))
     assert str(path) in text
+
+
+def test_pytorch_is_told_to_execute_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not it is installed; with it, files that would execute code are tried above."""
+    asked: dict[str, Any] = {}
+    tensor = types.SimpleNamespace(shape=(3,))
+
+    def load(path: pathlib.Path, **options: Any) -> dict[str, Any]:
+        asked.update(options)
+        return {"stem.bias": tensor}
+
+    torch = types.SimpleNamespace(load=load, Tensor=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (tmp_path / "model.pth").write_bytes(b"")
+    assert list(weights.read(tmp_path / "model.pth")) == ["stem.bias"]
+    assert asked["weights_only"] is True
 
 
 def test_objects_in_an_npz_are_refused_unread(

@@ -418,6 +418,8 @@ def fails(where, message, **options):
 
 def test_what_is_no_list_of_images_is_an_error(tmp_path):
     fails(tmp_path / "nothing", "there is no .*nothing.*give a folder of images, a .tar")
+    fails("stl10/train", r"there is no stl10/train .*did you mean tfds:stl10/train\?")
+    fails("photos/train", "or tfds:.*/SPLIT$")
     fails(tmp_path, "holds no images; images are files that end in .*.jpeg")
     (tmp_path / "notes.txt").write_text("x")
     fails(tmp_path, "holds no images, only other files: 1 .txt")
