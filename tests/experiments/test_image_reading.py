@@ -36,6 +36,12 @@ def test_the_three_sources_hold_the_same_images(archive, tmp_path):
             assert source.read(i) == tar.read(tar.ids.index(name))
 
 
+def test_photographs_are_enlarged(archive, tmp_path):
+    found = image_reading.unpack(str(archive), tmp_path / "unpacked", 2, side=90)
+    for source in found.values():
+        assert [sources.decode(source.read(i)).size for i in range(2)] == [(120, 90)] * 2
+
+
 def test_every_source_and_number_of_threads_is_timed(archive, tmp_path, capsys):
     out = tmp_path / "out.json"
     arguments = f"--archive={archive} --images=5 --size=14 --batch=2 --repeats=2 --out={out}"
