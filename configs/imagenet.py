@@ -10,9 +10,10 @@ https://brbiclab.epfl.ch/wp-content/uploads/2023/11/data.zip && unzip data.zip. 
 What is named differently is set by `files=NAME` or by its field, --config.data.train.phi1=FILE.
 
 Otherwise the images: tfds prepares `imagenet2012` (once, with TensorFlow, from archives that have
-to be downloaded by hand), and they are encoded by MoCo v2 R50, as phi1 of the authors (its weights
-too have to be downloaded, see `python -m hume_jax.encode --list`), and by DINOv2 ViT-g/14 (CLIP
-ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`), on an accelerator.
+to be downloaded by hand), and they are encoded by MoCo v2 R50, as phi1 of the authors (PyTorch
+reads its weights, `pip install "hume_jax[images,prepare,torch]"` installs what all of this needs),
+and by DINOv2 ViT-g/14 (CLIP ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`), on an
+accelerator.
 
 Variants: `inductive` (default), `transductive`; `phi2=dino|clip|bit`; `preset=fast|paper`;
 `data=authors|images`; `files=NAME`, what the names of the authors' files start with.

@@ -293,8 +293,7 @@ def _encode(config: config_dict.ConfigDict, job: Job, array: Array, processes: P
             "source": encoder.weights,
             "commit": fetched.commit,
             "sha256": fetched.sha256,
-            # Of a file of the user's own it is not known.
-            "licence": encoder.preset.weights.licence if fetched.commit else None,
+            "licence": presets.licence(encoder),
         },
         "versions": {"hume_jax": hume_jax.__version__, "jax": jax.__version__},
     }

@@ -148,9 +148,9 @@ def test_a_dataset_of_the_paper_that_is_not_prepared(fails, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("tfds")
     flags = ("--config=configs/stl10.py", f"--config.images.tfds_folder={elsewhere}")
     # Weights that cannot be downloaded are known before a dataset is prepared.
-    line = fails(*flags)
-    assert "encoder 'moco_v2_r50:unit_norm' comes without weights: download https://" in line
-    assert line.endswith("and give the file, moco_v2_r50:weights=FILE,unit_norm")
+    line = fails(*flags, "--config.encode.phi1=moco_v2_r18_stl10:unit_norm")
+    assert "encoder 'moco_v2_r18_stl10:unit_norm' comes without weights: none are publ" in line
+    assert line.endswith("give a file of your own, moco_v2_r18_stl10:weights=FILE,unit_norm")
 
 
 def test_missing_file(fails, folder):

@@ -1,10 +1,13 @@
-"""Files of weights: from the Hugging Face Hub, downloaded once and kept, or from this machine."""
+"""Files of weights: from the Hugging Face Hub or the web, downloaded once, or from this machine."""
 
 import errno
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from absl import logging
 
 from hume_jax.errors import UserError
 
@@ -112,6 +115,42 @@ def _answers(failures: tuple[type[Exception], ...]) -> bool:
     return True
 
 
+def download(url: str, *, md5: str = "", licence: str = "") -> Fetched:
+    """Gets a file of the web, where PyTorch keeps such files; for what is not on the Hub.
+
+    Such files are PyTorch's own, so that it is needed in any case.
+
+    Args:
+      url: of the file.
+      md5: the digits that its MD5 begins with, '' if they are not known.
+      licence: of the file, for the log.
+
+    Raises:
+      UserError: PyTorch is not installed, the file cannot be downloaded, or it is another one.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'weights from {url} need PyTorch: pip install "hume_jax[torch]"'
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        logging.info("downloading %s (licence: %s) to %s", url, licence, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # It appears under its name when it is whole.
+            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{url} cannot be downloaded: {str(error)[:200]}") from error
+    if md5 and not _md5(path).startswith(md5):
+        raise UserError(
+            f"{path} is not what was published at {url}: its MD5 does not begin with {md5}; "
+            "delete it to download it anew"
+        )
+    return Fetched(path, None, sha256(path))
+
+
 def local(path: str | Path) -> Fetched:
     """Takes a file of this machine.
 
@@ -136,6 +175,11 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _commit(path: Path, filename: str) -> str | None:

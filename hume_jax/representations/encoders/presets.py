@@ -34,6 +34,7 @@ _FILENAME = "model.safetensors"
 # OWNER/REPO[@REVISION].
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEB = ("https://", "http://")
 # Of files, which no repository's name ends in.
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".tar", ".bin", ".ckpt")
 
@@ -45,7 +46,7 @@ class Encoder(NamedTuple):
     model: nn.Module
     preset: Preset
     preprocessing: Preprocessing
-    weights: str  # a file or OWNER/REPO[@REVISION]; '' if neither was given or published
+    weights: str  # a file, OWNER/REPO[@REVISION] or a URL; '' if none was given or published
     sha256: str | None  # what the file must have
     unit_norm: bool
 
@@ -55,10 +56,10 @@ def parse(spec: str) -> Encoder:
 
     Args:
       spec: a preset's name, and after a colon any of these, separated by commas:
-        `weights=FILE` or `weights=OWNER/REPO[@REVISION]` instead of the published ones;
-        `sha256=DIGITS` of the file; `size=PIXELS`, the side of the crop, with which the resize
-        scales; `output=...`, one of the preset's; `unit_norm`, rows of norm 1;
-        `compute=bfloat16`, products in less precision.
+        `weights=FILE`, `weights=OWNER/REPO[@REVISION]` or `weights=URL` (which needs PyTorch)
+        instead of the published ones; `sha256=DIGITS` of the file; `size=PIXELS`, the side of the
+        crop, with which the resize scales; `output=...`, one of the preset's; `unit_norm`, rows of
+        norm 1; `compute=bfloat16`, products in less precision.
 
     Raises:
       UserError: an unknown preset, option or value, with the nearest name.
@@ -139,6 +140,12 @@ def slug(encoder: Encoder) -> str:
     return f"{_name(encoder)}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def licence(encoder: Encoder) -> str | None:
+    """Returns the licence of an encoder's weights, None of those that are the user's own choice."""
+    published = encoder.preset.weights
+    return published.licence if encoder.weights == _place(published) else None
+
+
 def _name(encoder: Encoder) -> str:
     return encoder.spec.partition(":")[0].strip()
 
@@ -184,7 +191,7 @@ def describe() -> str:
             f"`{name}`",
             str(_columns(preset.model, crop)),
             f"{crop} px",
-            _place(published, digits=7) or published.url or "none, give your own",
+            _place(published, digits=7) or "none, give your own",
             published.licence,
             _state(published),
         )
@@ -257,9 +264,9 @@ def _weights(spec: str, options: Mapping[str, str], published: Weights) -> tuple
 
 
 def _place(published: Weights, digits: int = 40) -> str:
-    """The published weights as a spec names them, '' if they are not on the Hub."""
+    """The published weights as a spec names them, '' if there are none."""
     if published.repo is None or published.revision is None:
-        return published.repo or ""
+        return published.repo or published.url or ""
     return f"{published.repo}@{published.revision[:digits]}"
 
 
@@ -267,6 +274,8 @@ def _fetch(encoder: Encoder) -> Fetched:
     where = encoder.weights
     if not where:
         raise UserError(f"encoder {encoder.spec!r} comes without weights: {_advice(encoder)}")
+    if where.startswith(_WEB):
+        return _download(encoder)
     if _is_file(where):
         try:
             return hub.local(where)
@@ -288,8 +297,20 @@ def _fetch(encoder: Encoder) -> Fetched:
     return fetched
 
 
+def _download(encoder: Encoder) -> Fetched:
+    """Gets weights that are not on the Hub."""
+    published = encoder.preset.weights
+    md5 = published.md5 if encoder.weights == published.url else ""
+    try:
+        return hub.download(encoder.weights, md5=md5, licence=licence(encoder) or "not known")
+    except UserError as error:
+        raise UserError(f"encoder {encoder.spec!r}: {error}; {_advice(encoder)}") from error
+
+
 def _is_file(where: str) -> bool:
     """Tells a path from the name of a repository: it is there, or it can be nothing else."""
+    if not where or where.startswith(_WEB):
+        return False
     path = Path(where).expanduser()
     return path.is_file() or path.suffix in _SUFFIXES or not _REPOSITORY.fullmatch(where)
 

@@ -25,8 +25,9 @@ class Weights(NamedTuple):
     repo: str | None = None  # of the Hugging Face Hub
     filename: str | None = None  # in it
     revision: str | None = None  # a commit; None: the main branch as it is
-    url: str | None = None  # where the authors put them, to be given as a file
+    url: str | None = None  # where the authors put them
     sha256: str | None = None  # of `filename`
+    md5: str = ""  # first digits, of what lies at `url`
     licence: str = ""
     source: str = ""  # where the above was read
     run: bool = False  # whether these very weights were run
@@ -65,6 +66,7 @@ _MTEB = "embeddings-benchmark/mteb at a905523, mteb/models/model_implementations
 # The files are gone from the repository since commit 8976944 (2026-02-03).
 _MOCO = Weights(
     url="https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+    md5="a04e12f8",
     licence="MIT since 2023-01-18, CC BY-NC 4.0 before; the README still says the latter",
     source="facebookresearch/moco at 132aea9: README.md (URL; md5 begins with a04e12f8), LICENSE",
 )

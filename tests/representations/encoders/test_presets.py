@@ -3,6 +3,7 @@ import hashlib
 import pathlib
 import re
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -328,9 +329,51 @@ def test_a_file_that_cannot_be_read_is_not_to_be_downloaded(tiny, tmp_path, monk
     assert text == f"encoder 'tiny:weights={path}': {path} cannot be read: Permission denied"
 
 
-def test_presets_without_weights_on_the_hub_say_what_to_get():
+class Torch:
+    """What is asked of PyTorch by a download, without it."""
+
+    def __init__(self, folder, content):
+        self.folder, self.content, self.asked = folder, content, []
+        self.hub = self
+
+    def get_dir(self):
+        return str(self.folder)
+
+    def download_url_to_file(self, url, path, *, progress):
+        self.asked.append(url)
+        if self.content is None:
+            raise OSError("no network")
+        pathlib.Path(path).write_bytes(self.content)
+
+
+def test_weights_of_the_web_are_downloaded_once(tiny, tmp_path, monkeypatch):
+    torch = Torch(tmp_path / "hub", FILE.read_bytes())
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    url = "https://owner.org/tiny.safetensors"
+    encoder = presets.parse(f"tiny:weights={url}")
+    for _ in range(2):
+        _, fetched = presets.load(encoder)
+        assert fetched == (tmp_path / "hub/checkpoints/tiny.safetensors", None, SHA256)
+    assert torch.asked == [url]
+    assert presets.licence(encoder) is None
+    assert presets.licence(presets.parse("tiny")) == "CC0"
+
+
+def test_what_is_downloaded_has_the_md5_that_was_published(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", Torch(tmp_path, b"another file"))
+    text = fails(presets.load, presets.parse("moco_v2_r50:unit_norm"))
+    assert "moco_v2_800ep_pretrain.pth.tar is not what was published at https://dl.fb" in text
+    assert "its MD5 does not begin with a04e12f8; delete it to download it anew" in text
+    monkeypatch.setitem(sys.modules, "torch", Torch(tmp_path / "new", None))
+    text = fails(presets.load, presets.parse("moco_v2_r50:unit_norm"))
+    assert "moco_v2_800ep_pretrain.pth.tar cannot be downloaded: no network; download http" in text
+    assert text.endswith("and give the file, moco_v2_r50:weights=FILE,unit_norm")
+
+
+def test_presets_without_weights_on_the_hub_say_what_to_get(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
     text = fails(presets.load, presets.parse("moco_v2_r50"))
-    assert "comes without weights" in text
+    assert 'need PyTorch: pip install "hume_jax[torch]"; download https://' in text
     assert "moco_v2_800ep_pretrain.pth.tar (licence: MIT since 2023-01-18" in text
     assert text.endswith("moco_v2_r50:weights=FILE")
     text = fails(presets.load, presets.parse("moco_v2_r18_cifar"))
