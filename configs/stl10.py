@@ -11,9 +11,10 @@ What is named differently is set by `files=NAME` or by its field, --config.data.
 
 Otherwise the images: tfds prepares `stl10` (once, with TensorFlow), and they are encoded by MoCo
 v2 R50 of ImageNet (PyTorch reads its weights, `pip install "hume_jax[images,prepare,torch]"`
-installs what all of this needs; the authors' phi1 was trained on the dataset itself, so figures will differ) and by DINOv2
-ViT-g/14 (CLIP ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`), on an accelerator. On a
-laptop: --config.encode.phi1=siglip2_vitb16 --config.encode.phi2=dinov2_vits14
+installs what all of this needs; the authors' phi1 was trained on the dataset itself, so figures
+will differ) and by DINOv2 ViT-g/14 (CLIP ViT-L/14 with `phi2=clip`, BiT-M R50x1 with `phi2=bit`),
+on an accelerator. On a laptop: --config.encode.phi1=siglip2_vitb16
+--config.encode.phi2=dinov2_vits14
 
 Variants: `inductive` (default), `transductive`; `phi2=dino|clip|bit`; `preset=fast|paper`;
 `data=authors|images`; `files=NAME`, what the names of the authors' files start with.
