@@ -166,7 +166,7 @@ def test_the_same_steps_as_in_memory(data, feed):
 @pytest.mark.parametrize(
     ("start", "subsets", "inner"),
     [
-        ("random", 2, SETTINGS.inner),
+        pytest.param("random", 2, SETTINGS.inner, marks=pytest.mark.slow),
         pytest.param("warm", 1, DEFAULT, marks=pytest.mark.slow),
         pytest.param("warm", 3, DEFAULT._replace(solver="nesterov"), marks=pytest.mark.slow),
         pytest.param("cold", 2, DEFAULT._replace(adjoint="unrolled"), marks=pytest.mark.slow),

@@ -410,6 +410,10 @@ def test_a_finished_run_answers_at_once(quickstart, monkeypatch):
     other.seed = 1
     with pytest.raises(UserError, match="belongs to another config"):
         pipeline.run(other, quickstart.path)
+    # Nor does it answer for data that it did not see.
+    monkeypatch.setattr(pipeline.store, "fingerprint", lambda _: {"data.train.phi1": ["other"]})
+    with pytest.raises(UserError, match=r"begun with other data \(data\.train\.labels: "):
+        pipeline.run(config_lib.load("configs/testing.py"), quickstart.path)
     assert snapshot(quickstart.path) == before
 
 

@@ -350,6 +350,7 @@ def test_points_of_the_search():
     assert list(hypergradient_accuracy.points(5, (1, 2, 50))) == [0, 1, 2, 4]
 
 
+@pytest.mark.slow
 def test_hypergradient_accuracy(arrays, tmp_path, capsys):
     out = tmp_path / "out.json"
     small = ["--config.n_tasks=2", "--config.search.steps=3", "--config.search.anneal_steps=()"]
