@@ -93,7 +93,9 @@ def _prepare(
     coming = _coming(config, jobs)
     check(config, coming)
     _check_disk(jobs, coming)
-    _check_loads([array for job in jobs for array in job.missing][1:])
+    if not prepares:
+        # The first is read next in any case.
+        _check_loads([array for job in jobs for array in job.missing][1:])
     return config, jobs
 
 
@@ -144,7 +146,7 @@ def _is_mended(array: Array, source: sources.Source | None, skip: bool) -> bool:
     Raises:
       UserError: some still cannot be, and are not to be skipped.
     """
-    rows = [row for row, _ in (side_file.read(array.path) or {}).get("broken", ())]
+    rows = [row for row, _ in side_file.broken(array.path)]
     if source is None:
         if rows and not skip:
             raise UserError(

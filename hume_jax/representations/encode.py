@@ -93,7 +93,11 @@ def encode(
             if processes.number == 0:
                 broken = array.broken()
                 if len(broken) == len(source):
-                    raise broken_image(source, *broken[0], every=True)
+                    row, why = broken[0]
+                    raise UserError(
+                        f"{source.name}: all {count(len(source), 'image')} are broken, "
+                        f"{source.ids[row]} (row {row}) because {why}"
+                    )
                 array.finish(description)
                 _tell(path, width, source, broken)
 
@@ -126,13 +130,8 @@ def _write_all(
     array.flush()
 
 
-def broken_image(source: sources.Source, row: int, why: str, every: bool = False) -> UserError:
-    """Returns the error about an image that cannot be read, or about the first if none can."""
-    if every:
-        return UserError(
-            f"{source.name}: all {count(len(source), 'image')} are broken, {source.ids[row]} (row "
-            f"{row}) because {why}"
-        )
+def broken_image(source: sources.Source, row: int, why: str) -> UserError:
+    """Returns the error about an image that cannot be read."""
     return UserError(
         f"{source.name}: image {source.ids[row]} (row {row}) is broken, {why}: mend it, or set "
         "images.broken=skip, which gives it a row of zeros"

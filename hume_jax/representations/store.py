@@ -261,7 +261,7 @@ def _check_values(name: str, spaces: Sequence[Space], j: int, n: int) -> list[st
 def _broken_images(paths: Sequence[str]) -> str:
     """Which of the rows of zeros stand for images that could not be read, '' if none do."""
     files = [find_array(path) for path in paths]
-    broken = [file for file in files if (side_file.read(file) or {}).get("broken")]
+    broken = [file for file in files if side_file.broken(file)]
     listed = " and ".join(str(side_file.place(file)) for file in broken)
     return f" (of broken images, listed in {listed})" if broken else ""
 

@@ -54,6 +54,11 @@ def read(array: Path) -> dict[str, Any] | None:
     return content
 
 
+def broken(array: Path) -> list[tuple[int, str]]:
+    """Returns the rows of zeros of a finished array whose images were broken, and why they were."""
+    return [(row, why) for row, why in (read(array) or {}).get("broken", ())]
+
+
 def write(array: Path, content: Mapping[str, Any]) -> None:
     """Writes the side file of an array, whole or not at all."""
     with atomic_write(place(array)) as file:

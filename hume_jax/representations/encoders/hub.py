@@ -11,7 +11,7 @@ from absl import logging
 
 from hume_jax.errors import UserError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # For the Hub to answer at all.
 _SECONDS = 5.0
 
@@ -97,7 +97,7 @@ def _is_cached(repo: str, filename: str, revision: str | None) -> bool:
     """Whether a file is here that can be no other one on the Hub: that of a commit."""
     import huggingface_hub
 
-    if revision is None or not _COMMIT.fullmatch(revision):
+    if revision is None or not COMMIT.fullmatch(revision):
         return False
     found = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
     return isinstance(found, str)
@@ -185,4 +185,4 @@ def _md5(path: Path) -> str:
 def _commit(path: Path, filename: str) -> str | None:
     """The commit in a path of the cache, `.../snapshots/COMMIT/FILENAME`."""
     commit = path.parents[len(Path(filename).parts) - 1].name
-    return commit if _COMMIT.fullmatch(commit) else None
+    return commit if COMMIT.fullmatch(commit) else None

@@ -33,7 +33,6 @@ _BOOLEANS = {"true": True, "false": False}
 _FILENAME = "model.safetensors"
 # OWNER/REPO[@REVISION].
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEB = ("https://", "http://")
 # Of files, which no repository's name ends in.
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".tar", ".bin", ".ckpt")
@@ -289,7 +288,7 @@ def _fetch(encoder: Encoder) -> Fetched:
         fetched = hub.fetch(repo, filename, revision or None)
     except UserError as error:
         raise UserError(f"encoder {encoder.spec!r}: {error}; {_advice(encoder)}") from error
-    if _COMMIT.fullmatch(revision) and fetched.commit != revision:
+    if hub.COMMIT.fullmatch(revision) and fetched.commit != revision:
         raise UserError(
             f"encoder {encoder.spec!r}: {fetched.path} is of commit {fetched.commit}, not of the "
             f"required {revision}: delete it and download it anew"

@@ -106,5 +106,5 @@ def broken_rows(paths: Sequence[str]) -> list[int]:
     Returns:
       Their numbers, ascending.
     """
-    contents = (side_file.read(path) or {} for path in map(store.find_array, paths))
-    return sorted({row for content in contents for row, _ in content.get("broken", ())})
+    files = map(store.find_array, paths)
+    return sorted({row for file in files for row, _ in side_file.broken(file)})
