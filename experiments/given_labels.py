@@ -74,11 +74,16 @@ def compare(folder: pathlib.Path, penalties: Sequence[float] | None) -> dict[str
 
 
 def _found(folder: pathlib.Path, setting: str) -> list[int]:
-    """The vote on the searched rows."""
+    """The vote on the searched rows; rows of broken images are none, and have no label."""
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     searched = ("train",) if setting == "inductive" else ("train", "test")
-    return [int(row["label"]) for split in searched for row in rows if row["split"] == split]
+    return [
+        int(row["label"])
+        for split in searched
+        for row in rows
+        if row["split"] == split and row["label"] != "-1"
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:

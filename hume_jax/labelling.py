@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hume_jax.core import aggregate, task_encoder
+from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepare import joined_rows
 from hume_jax.representations.scaling import Kind, Statistics
 
@@ -29,7 +30,7 @@ class Model(NamedTuple):
 
 def encode(
     theta: np.ndarray,
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Array],
     statistics: Sequence[Statistics],
     kind: Kind,
     done: Callable[[int], None] = lambda rows: None,
@@ -66,7 +67,7 @@ def _predict(theta: jax.Array, rows: jax.Array) -> jax.Array:
 
 def predict(
     model: Model,
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Array],
     done: Callable[[int], None] = lambda rows: None,
 ) -> aggregate.Vote:
     """Labels rows by the vote of a model's task encoders; ties go to the lowest class.

@@ -113,7 +113,6 @@ class _Run:
         self.prepared: Prepared | None = None  # of a search from disk
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
-        self.seen = _seen(self.dataset)
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
@@ -267,9 +266,7 @@ class _Run:
                 "reference": ensemble.reference,
                 "select": self.config.ensemble.select,
                 "agreement": float(np.mean(found["train"].vote.agreement)),
-                "class_counts": np.bincount(
-                    votes["train"][self.seen["train"]], minlength=self.config.n_classes
-                ),
+                "class_counts": np.bincount(votes["train"], minlength=self.config.n_classes),
             },
             tasks=entries,
             baselines={
@@ -290,7 +287,7 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
         )
-        labels = {split: _only(self.seen[split], part.vote) for split, part in found.items()}
+        labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
         if self.config.plots:
             plots.draw(self.folder.path, summary, self.folder.metrics())
@@ -300,12 +297,16 @@ class _Run:
     def _image_names(self) -> dict[str, list[str]]:
         """What the images of each split are called that was encoded from images."""
         found = {}
-        for name, split in zip(("train", "test"), self.dataset, strict=True):
-            if split is not None:
-                images = table.names((*split.phi1.paths, *split.phi2.paths))
-                if images is not None:
-                    found[name] = images
+        for name, split in self._named():
+            images = table.names((*split.phi1.paths, *split.phi2.paths))
+            if images is not None:
+                found[name] = images
         return found
+
+    def _named(self) -> list[tuple[str, store.Split]]:
+        """The splits that are there, with their names."""
+        pairs = zip(("train", "test"), self.dataset, strict=True)
+        return [(name, split) for name, split in pairs if split is not None]
 
     def _task(
         self, i: int, task: np.ndarray, scores: dict[str, np.ndarray], found: dict[str, Found]
@@ -321,14 +322,7 @@ class _Run:
 
     def _judge(self, predicted: dict[str, np.ndarray], detail: str | None = None) -> dict[str, Any]:
         """Scores of a labelling where labels were given; "all" beside them if transductive."""
-        true = {"train": self.dataset.train.labels}
-        if self.dataset.test is not None:
-            true["test"] = self.dataset.test.labels
-        predicted = {split: labels[self.seen[split]] for split, labels in predicted.items()}
-        true = {
-            split: None if labels is None else labels[self.seen[split]]
-            for split, labels in true.items()
-        }
+        true = {name: split.labels for name, split in self._named()}
         known = [labels for labels in true.values() if labels is not None]
         if len(self.splits) == len(predicted) == len(known) == 2:
             predicted = {**predicted, "all": np.concatenate(list(predicted.values()))}
@@ -336,20 +330,12 @@ class _Run:
         return results.score_splits(predicted, true, detail)
 
 
-def _seen(dataset: store.Dataset) -> dict[str, np.ndarray]:
-    """For each split (n,) bool, false where there was no image to see."""
-    seen = {}
-    for name, split in zip(("train", "test"), dataset, strict=True):
-        if split is not None:
-            seen[name] = np.ones(split.n, bool)
-            seen[name][table.broken_rows((*split.phi1.paths, *split.phi2.paths))] = False
-    return seen
-
-
-def _only(seen: np.ndarray, vote: aggregate.Vote) -> aggregate.Vote:
-    """A vote with class -1, of no agreement, in the rows of broken images."""
+def _in_files(split: store.Split, vote: aggregate.Vote) -> aggregate.Vote:
+    """A vote for all rows of the files: class -1, of no agreement, for those left out."""
     return aggregate.Vote(
-        np.where(seen, vote.labels, -1), vote.agreement * seen, vote.margin * seen
+        split.in_files(vote.labels, -1),
+        split.in_files(vote.agreement, 0),
+        split.in_files(vote.margin, 0),
     )
 
 

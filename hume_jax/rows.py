@@ -12,6 +12,7 @@ from hume_jax.core import search
 from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import Progress
 from hume_jax.representations import gather, prepared, store
+from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepare import InnerRows, inner_rows, joined_rows, space_statistics
 from hume_jax.representations.prepared import InnerMap, Prepared
 from hume_jax.representations.scaling import Kind, Statistics
@@ -117,7 +118,7 @@ def on_disk(config: config_dict.ConfigDict, checked: Checked, maps: Prepared) ->
     )
 
 
-def _second_spaces(splits: Sequence[store.Split]) -> list[tuple[np.ndarray, ...]]:
+def _second_spaces(splits: Sequence[store.Split]) -> list[tuple[Array, ...]]:
     """The searched rows of each second space, one array a split."""
     return list(zip(*(split.phi2.arrays for split in splits), strict=True))
 

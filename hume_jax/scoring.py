@@ -14,6 +14,7 @@ from hume_jax.baselines.probe import FITS, probe
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
 from hume_jax.progress import Progress, count
+from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepare import NormalisedRows, inner_rows, space_statistics
 from hume_jax.representations.scaling import Statistics
 from hume_jax.representations.store import Dataset, Split
@@ -64,7 +65,7 @@ def _batches(tasks: int, rows: int, n_classes: int) -> list[slice]:
 
 def _score_in(
     config: config_dict.ConfigDict,
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Array],
     tasks: np.ndarray,
     folds: np.ndarray,
     batches: Sequence[slice],

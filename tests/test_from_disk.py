@@ -17,7 +17,7 @@ from hume_jax.core.search import Search
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 from hume_jax.representations import prepared, store
-from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays import checks, side_file
 from hume_jax.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -72,6 +72,12 @@ def disk(run) -> pathlib.Path:
     return run("disk", fields={"baselines": True})
 
 
+@pytest.fixture(scope="module")
+def held(run) -> pathlib.Path:
+    """The same, all rows in memory."""
+    return run("memory", fields={"baselines": True})
+
+
 def searched(path: pathlib.Path) -> list[dict[str, Any]]:
     """metrics.jsonl, but for times."""
     rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
@@ -93,23 +99,72 @@ def labels(path: pathlib.Path) -> np.ndarray:
     return np.array([int(line.split(",")[2]) for line in lines])
 
 
-def test_a_run_from_disk_finds_what_one_in_memory_finds(run, disk):
-    expected = run("memory", fields={"baselines": True})
-    for mine, theirs in zip(searched(disk), searched(expected), strict=True):
+def test_a_run_from_disk_finds_what_one_in_memory_finds(disk, held):
+    for mine, theirs in zip(searched(disk), searched(held), strict=True):
         assert mine.keys() == theirs.keys()
         # Rows are rounded to float32 at other places.
         for name in ("objective", "heldout_ce", "entropy", "gradient_norm"):
             np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4)
-    np.testing.assert_allclose(state(disk)["theta"], state(expected)["theta"], atol=1e-4)
-    assert metrics.score(labels(disk), labels(expected))["acc"] >= 0.99
-    results = [json.loads((path / "results.json").read_text()) for path in (disk, expected)]
+    np.testing.assert_allclose(state(disk)["theta"], state(held)["theta"], atol=1e-4)
+    assert metrics.score(labels(disk), labels(held))["acc"] >= 0.99
+    results = [json.loads((path / "results.json").read_text()) for path in (disk, held)]
     # The same rows, so few that no bound on memory is felt.
     assert results[0]["baselines"] == results[1]["baselines"]
     assert results[0]["seconds"].keys() - results[1]["seconds"].keys() == {
         "gather",
         "gather_waited",
     }
-    assert not (expected / "prepared.npz").exists()
+    assert not (held / "prepared.npz").exists()
+
+
+# Numbers of rows in files that hold these beside the others.
+UNSEEN = {"train": [0, 1, 7, 100, *range(101, 330, 9), 331], "test": [5]}
+
+
+def with_unseen(split: str, rows: np.ndarray, fill: int) -> np.ndarray:
+    spread = np.full((len(rows) + len(UNSEEN[split]), *rows.shape[1:]), fill, rows.dtype)
+    spread[np.setdiff1d(np.arange(len(spread)), UNSEEN[split])] = rows
+    return spread
+
+
+@pytest.fixture(scope="module")
+def unread(folder, tmp_path_factory) -> dict[str, str]:
+    """The same rows among others, as if encoded from images that could not all be read."""
+    target, fields = tmp_path_factory.mktemp("unread"), {}
+    for split, rows in UNSEEN.items():
+        for name, mine in (("phi1", rows[::2]), ("phi2", rows[1::2] or rows), ("labels", [])):
+            array = with_unseen(split, np.load(folder / f"{name}_{split}.npy"), fill=3)
+            array[mine] = 0
+            path = target / f"{name}_{split}.npy"
+            np.save(path, array)
+            fields[f"data.{split}.{name}"] = str(path)
+            if mine:
+                broken = [[row, "it is empty"] for row in mine]
+                about = {"complete": True, "broken": broken, "digest": checks.digest(array)}
+                side_file.write(path, about)
+    return fields
+
+
+@pytest.mark.parametrize("rows", ["disk", "memory"])
+def test_rows_of_broken_images_take_no_part(rows, run, disk, held, unread, caplog):
+    """Bit for bit as if they were not in the files, many as they are."""
+    expected = disk if rows == "disk" else held
+    path = run(rows, fields={**unread, "baselines": True})
+    assert "31 of 332 rows are left out, of images that could not be read: " in caplog.text
+    assert searched(path) == searched(expected)
+    jax.tree.map(np.testing.assert_array_equal, state(path), state(expected))
+    for name in ("model.npz", "scores.npz", "baselines.npz"):
+        jax.tree.map(np.testing.assert_array_equal, arrays(path / name), arrays(expected / name))
+    results = [json.loads((run / "results.json").read_text()) for run in (path, expected)]
+    for name in ("ensemble", "tasks", "baselines"):
+        assert results[0][name] == results[1][name]
+    for mine, theirs, split in zip(
+        np.split(labels(path), [TRAIN + len(UNSEEN["train"])]),
+        np.split(labels(expected), [TRAIN]),
+        UNSEEN,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, with_unseen(split, theirs, fill=-1))
 
 
 def test_a_run_that_is_stopped_goes_on_without_reading_all_rows_again(run, disk, tmp_path):

@@ -10,6 +10,7 @@ from typing import Generic, Self, TypeVar
 import numpy as np
 
 from hume_jax.errors import UserError
+from hume_jax.representations.arrays.kept import Array, KeptRows
 
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
@@ -17,8 +18,9 @@ _Item = TypeVar("_Item")
 READERS = 16
 
 
-def check_order(array: np.ndarray, path: str) -> None:
+def check_order(array: Array, path: str) -> None:
     """Raises a `UserError` if an array is stored so that a row is spread over all of the file."""
+    array = _stored(array)
     if array.shape[1] > 1 and array.strides[1] != array.itemsize:
         raise UserError(
             f"{path} is stored column by column, so single rows of it cannot be read: save it with "
@@ -29,23 +31,36 @@ def check_order(array: np.ndarray, path: str) -> None:
 class Stack:
     """Arrays that lie one upon the other; rows are taken by number, without reading others."""
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[Array]) -> None:
         """Prepares the stack; nothing is read.
 
         Args:
           arrays: (n_i, d) floating each, memory-mapped or not.
         """
-        self.arrays = tuple(arrays)
-        self._starts = np.cumsum([0, *map(len, arrays)])
+        self.arrays = tuple(map(_stored, arrays))
+        self._starts = np.cumsum([0, *map(len, self.arrays)])
+        self._numbers = self._kept(arrays)
         dtype = arrays[0].dtype
         same = all(array.dtype == dtype for array in arrays)
         # What devices hold as it is; the rest is read as float32, as everywhere.
         kept = same and dtype.isnative and dtype.itemsize <= 4
         self.dtype = dtype if kept else np.dtype(np.float32)
-        self.shape = (int(self._starts[-1]), arrays[0].shape[1])
+        self.shape = (sum(map(len, arrays)), arrays[0].shape[1])
+
+    def _kept(self, arrays: Sequence[Array]) -> np.ndarray | None:
+        """Where the rows lie in the stack of whole arrays, None if there they are all."""
+        if not any(isinstance(array, KeptRows) for array in arrays):
+            return None
+        numbers = (
+            array.numbers if isinstance(array, KeptRows) else np.arange(len(array))
+            for array in arrays
+        )
+        return np.concatenate([n + start for n, start in zip(numbers, self._starts, strict=False)])
 
     def take(self, rows: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
         """Returns rows by number: (m,) integers -> (m, d) of `dtype`."""
+        if self._numbers is not None:
+            rows = self._numbers[rows]
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         # In the order of the file, which disks prefer.
         order = np.argsort(rows)
@@ -59,6 +74,10 @@ class Stack:
         for job in jobs:
             job.result()
         return out
+
+
+def _stored(array: Array) -> np.ndarray:
+    return array.array if isinstance(array, KeptRows) else array
 
 
 def _copy(array: np.ndarray, rows: np.ndarray, out: np.ndarray, to: np.ndarray) -> None:

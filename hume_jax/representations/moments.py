@@ -7,6 +7,7 @@ import numpy as np
 
 from hume_jax.representations import scaling
 from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays.kept import Array
 
 # Rows whose mean all products are taken around: near enough to that of all rows that nothing
 # cancels.
@@ -30,7 +31,7 @@ class Moments(NamedTuple):
 
 
 def moments(
-    arrays: Sequence[np.ndarray], *, products: bool, done: Callable[[int], None] = lambda rows: None
+    arrays: Sequence[Array], *, products: bool, done: Callable[[int], None] = lambda rows: None
 ) -> Moments:
     """Computes moments of arrays stacked by rows.
 
@@ -70,7 +71,7 @@ def moments(
     return Moments(mean, squares / n - float(shift @ shift), gram, zero_rows)
 
 
-def _sample(arrays: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, float]:
+def _sample(arrays: Sequence[Array], n: int) -> tuple[np.ndarray, float]:
     """Mean of rows spread over the arrays, (d,) float32, and their usual distance to it."""
     step = -(-n // _SAMPLE)
     rows = np.concatenate([array[::step].astype(np.float32) for array in arrays])
@@ -79,9 +80,7 @@ def _sample(arrays: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, float]:
     return mean, float(np.sqrt(np.mean(np.einsum("ij,ij->i", rows, rows))))
 
 
-def _count_zero(
-    arrays: Sequence[np.ndarray], candidates: Sequence[np.ndarray], mean: np.ndarray
-) -> int:
+def _count_zero(arrays: Sequence[Array], candidates: Sequence[np.ndarray], mean: np.ndarray) -> int:
     count = 0
     for array, rows in zip(arrays, candidates, strict=True):
         for start in range(0, len(rows), _SAMPLE):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hume_jax.core.inner_fit import Coordinates, coordinates
+from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.scaling import Kind, Statistics, normalise, statistics
 from hume_jax.representations.store import Space
 
@@ -33,9 +34,7 @@ def space_statistics(spaces: Sequence[Space], kind: Kind) -> tuple[Statistics, .
     return tuple(statistics(arrays, kind=kind) for arrays in files)
 
 
-def joined_rows(
-    arrays: Sequence[np.ndarray], stats: Sequence[Statistics], kind: Kind
-) -> np.ndarray:
+def joined_rows(arrays: Sequence[Array], stats: Sequence[Statistics], kind: Kind) -> np.ndarray:
     """Rows of a space as the task encoder reads them.
 
     Several files are joined column by column after each was normalised, and scaled so that the
@@ -84,7 +83,7 @@ class NormalisedRows:
 
 
 def inner_rows(
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Array],
     *,
     normalised: bool,
     precondition: bool,
@@ -126,7 +125,7 @@ def _apply(features: np.ndarray, change: Coordinates, keep: bool) -> InnerRows:
     return InnerRows(x, change.penalty.astype(np.float32), change.kept, dropped)
 
 
-def _take(arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+def _take(arrays: Sequence[Array], rows: np.ndarray) -> np.ndarray:
     """Rows of stacked arrays, without stacking them."""
     dtypes = {array.dtype for array in arrays}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.float32

@@ -9,6 +9,7 @@ import numpy as np
 from hume_jax.core.inner_fit import coordinates
 from hume_jax.core.subsets import Changes, FirstChange, InnerChange
 from hume_jax.representations import scaling
+from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.moments import Moments, moments
 from hume_jax.representations.scaling import Kind, Statistics
 from hume_jax.representations.store import Split
@@ -69,7 +70,7 @@ def first_space(
 
 
 def second_space(
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Array],
     *,
     normalised: bool,
     precondition: bool,

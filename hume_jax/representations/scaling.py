@@ -7,6 +7,7 @@ import numpy as np
 
 from hume_jax.errors import UserError
 from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays.kept import Array
 
 # `rows` is for phi1, `scale` for phi2, `stored` leaves a space as it is.
 Kind = Literal["rows", "scale", "stored"]
@@ -28,7 +29,7 @@ class Statistics(NamedTuple):
     scale: np.ndarray  # () float32
 
 
-def statistics(arrays: Sequence[np.ndarray], *, kind: Kind) -> Statistics:
+def statistics(arrays: Sequence[Array], *, kind: Kind) -> Statistics:
     """Computes what `normalise` needs, in float64 and block by block.
 
     Args:
@@ -59,7 +60,7 @@ def statistics(arrays: Sequence[np.ndarray], *, kind: Kind) -> Statistics:
     return Statistics(mean, np.asarray(scale, np.float32))
 
 
-def normalise(array: np.ndarray, stats: Statistics, kind: Kind) -> np.ndarray:
+def normalise(array: Array, stats: Statistics, kind: Kind) -> np.ndarray:
     """Centres and scales rows.
 
     Args:

@@ -17,6 +17,7 @@ from hume_jax.representations import scaling
 from hume_jax.representations.arrays import checks, class_names, formats, headers, side_file
 from hume_jax.representations.arrays.formats import find_array as find_array
 from hume_jax.representations.arrays.headers import ARCHIVE as ARCHIVE
+from hume_jax.representations.arrays.kept import Array, less
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.representations.scaling import Statistics as Statistics
 from hume_jax.representations.scaling import normalise as normalise
@@ -32,7 +33,7 @@ class Space(NamedTuple):
     """One representation of the rows of a split, in one or several files."""
 
     # (n, d_j) float16, bfloat16, float32 or float64, memory-mapped where the format allows it
-    arrays: tuple[np.ndarray, ...]
+    arrays: tuple[Array, ...]
     paths: tuple[str, ...]
     scans: tuple[checks.Scan, ...]  # what `open_dataset` saw in each
 
@@ -49,6 +50,15 @@ class Split(NamedTuple):
     phi2: Space
     labels: np.ndarray | None  # (n,) int64
     n: int
+    # Row numbers in the files, ascending, of images that could not be read: zeros there, and none
+    # of the n rows.
+    left_out: np.ndarray = np.zeros(0, np.int64)
+
+    def in_files(self, values: np.ndarray, fill: float) -> np.ndarray:
+        """Spreads a value of each row, (n,), over the rows of the files; others are filled."""
+        spread = np.full(self.n + len(self.left_out), fill, values.dtype)
+        spread[np.setdiff1d(np.arange(len(spread)), self.left_out)] = values
+        return spread
 
 
 class Dataset(NamedTuple):
@@ -113,7 +123,8 @@ def open_files(data: Any) -> Dataset:
 
     Takes and returns what `open_dataset` does. What can be memory-mapped is there at once whatever
     its size, the rest is read; values are not looked at, and `Space.scans` is empty. The headers of
-    all files are checked before anything is read.
+    all files are checked before anything is read. Rows of images that could not be read, as the
+    side files of encoded arrays say, are left out.
     """
     files = [split for split in headers.open_headers(data) if split is not None]
     formats.check_memory(array for split in files for array in split.arrays)
@@ -122,7 +133,8 @@ def open_files(data: Any) -> Dataset:
         [(file.labels_path, split.labels) for file, split in zip(files, splits, strict=True)]
     )
     train, *test = [
-        split._replace(labels=labels) for split, labels in zip(splits, numbers, strict=True)
+        split._replace(labels=None if labels is None else np.delete(labels, split.left_out))
+        for split, labels in zip(splits, numbers, strict=True)
     ]
     return Dataset(train, test[0] if test else None)
 
@@ -180,7 +192,7 @@ def check_search(
     check_classes(dataset, n_classes, setting)
     splits = search_splits(dataset, setting)
     n = sum(split.n for split in splits)
-    warnings = []
+    warnings = _tell_left_out(dataset)
     for name in ("phi1", "phi2"):
         spaces = [getattr(split, name) for split in splits]
         for j in range(len(spaces[0].arrays)):
@@ -217,12 +229,39 @@ def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
 
 def _read_split(split: headers.Split) -> Split:
+    left_out = _broken_rows(split)
     phi1, phi2 = (
-        Space(tuple(array.read() for array in space.arrays), space.paths, ())
+        Space(tuple(less(array.read(), left_out) for array in space.arrays), space.paths, ())
         for space in (split.phi1, split.phi2)
     )
     labels = None if split.labels is None else split.labels.read()
-    return Split(phi1, phi2, labels, split.n)
+    return Split(phi1, phi2, labels, split.n - len(left_out), left_out)
+
+
+def _broken_rows(split: headers.Split) -> np.ndarray:
+    """The rows of images that could not be read in one of the spaces, ascending."""
+    files = [find_array(path) for space in (split.phi1, split.phi2) for path in space.paths]
+    rows = np.unique([row for file in files for row, _ in side_file.broken(file)]).astype(np.int64)
+    if len(rows) == split.n:
+        raise UserError(
+            f"{' and '.join(map(str, files))}: no row is left, each is of an image that could not "
+            "be read for one of them: mend the images and encode again"
+        )
+    return rows
+
+
+def _tell_left_out(dataset: Dataset) -> list[str]:
+    """A line for each split that has less rows than its files."""
+    found = []
+    for split in dataset:
+        if split is not None and len(split.left_out):
+            files = map(find_array, (*split.phi1.paths, *split.phi2.paths))
+            listed = " and ".join(str(side_file.place(f)) for f in files if side_file.broken(f))
+            found.append(
+                f"{len(split.left_out)} of {split.n + len(split.left_out)} rows are left out, of "
+                f"images that could not be read: {listed}"
+            )
+    return found
 
 
 def _scan_split(split: Split) -> Split:
@@ -254,19 +293,10 @@ def _check_values(name: str, spaces: Sequence[Space], j: int, n: int) -> list[st
     if constant:
         warnings.append(f"{path}: {constant} of {len(scans[0].constant)} columns are constant")
     zero_rows = sum(scan.zero_rows for scan in scans)
-    what = f"zero norm{_broken_images([space.paths[j] for space in spaces])}"
-    return warnings + scaling.judge_zero_rows(zero_rows, n, path, what)
+    return warnings + scaling.judge_zero_rows(zero_rows, n, path, "zero norm")
 
 
-def _broken_images(paths: Sequence[str]) -> str:
-    """Which of the rows of zeros stand for images that could not be read, '' if none do."""
-    files = [find_array(path) for path in paths]
-    broken = [file for file in files if side_file.broken(file)]
-    listed = " and ".join(str(side_file.place(file)) for file in broken)
-    return f" (of broken images, listed in {listed})" if broken else ""
-
-
-def _check_centred(arrays: Sequence[np.ndarray], path: str) -> list[str]:
+def _check_centred(arrays: Sequence[Array], path: str) -> list[str]:
     """Looks for rows that equal the mean, which unit norm cannot be given to."""
     mean = scaling.statistics(arrays, kind="rows").mean
     n = sum(len(array) for array in arrays)

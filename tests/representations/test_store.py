@@ -7,7 +7,7 @@ from ml_collections import config_dict
 
 from hume_jax.errors import UserError
 from hume_jax.representations import store
-from hume_jax.representations.arrays import checks
+from hume_jax.representations.arrays import checks, side_file
 
 N, D1, D2 = 40, 6, 5
 
@@ -326,6 +326,45 @@ def test_constant_in_train_but_not_with_test(folder, arrays):
         np.save(f"phi2_{split}.npy", arrays["phi2"])
     assert search() == [f"phi2_train.npy: 1 of {D2} columns are constant"]
     assert search(setting="transductive") == []
+
+
+def encoded(path, array, broken):
+    np.save(path, array)
+    listed = [[row, "it is empty"] for row in broken]
+    about = {"complete": True, "broken": listed, "digest": checks.digest(array)}
+    side_file.write(pathlib.Path(path), about)
+
+
+def test_rows_of_broken_images_are_left_out(folder, arrays):
+    whole = store.fingerprint(store.open_files(fields()))
+    for name, broken in (("phi1", [0, 7]), ("phi2", [7, 39])):
+        arrays[name][broken] = 0
+        encoded(f"{name}_train.npy", arrays[name], broken)
+    dataset = store.open_dataset(fields())
+    gone = [0, 7, 39]
+    assert dataset.train.n == N - 3
+    np.testing.assert_array_equal(dataset.train.left_out, gone)
+    for space, name in ((dataset.train.phi1, "phi1"), (dataset.train.phi2, "phi2")):
+        np.testing.assert_array_equal(space.arrays[0][:], np.delete(arrays[name], gone, axis=0))
+        assert space.scans[0].zero_rows == 0
+    np.testing.assert_array_equal(dataset.train.labels, np.delete(arrays["labels"], gone))
+    spread = dataset.train.in_files(dataset.train.labels, -1)
+    assert list(np.flatnonzero(spread == -1)) == gone
+    # A run that was begun does not go on with an image more.
+    assert store.fingerprint(dataset)["data.train.phi1"] != whole["data.train.phi1"]
+    assert store.fingerprint(dataset)["data.test.phi1"] == whole["data.test.phi1"]
+    with pytest.raises(UserError, match=f"n_classes is {N - 2}, more than the {N - 3} searched"):
+        store.check_search(dataset, N - 2, "inductive")
+    # The number of a row is that of the file.
+    arrays["phi1"][9] = np.nan
+    encoded("phi1_train.npy", arrays["phi1"], [0, 7])
+    fails("the first in row 9 ")
+
+
+def test_no_row_is_left_of_broken_images(folder, arrays):
+    for name, broken in (("phi1", range(20)), ("phi2", range(15, N))):
+        encoded(f"{name}_train.npy", arrays[name], list(broken))
+    fails("phi1_train.npy and phi2_train.npy: no row is left, each is of an image that could not")
 
 
 def test_constant_columns(arrays):

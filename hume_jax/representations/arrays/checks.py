@@ -13,6 +13,7 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
+from hume_jax.representations.arrays.kept import Array, KeptRows
 from hume_jax.representations.arrays.stored import Stored, reason
 
 # About what one block of rows takes as float32.
@@ -211,7 +212,7 @@ def check_label_values(path: Path, labels: np.ndarray) -> None:
             )
 
 
-def scan(path: Path, array: np.ndarray) -> Scan:
+def scan(path: Path, array: Array) -> Scan:
     """Reads an array once, block by block.
 
     Args:
@@ -240,6 +241,8 @@ def scan(path: Path, array: np.ndarray) -> Scan:
         zero_rows += int(np.count_nonzero(~block[odd].any(axis=1)))
         varies |= (block != first).any(axis=0)
     if bad:
+        if isinstance(array, KeptRows):
+            bad_row = int(array.numbers[bad_row])
         raise UserError(
             f"{path}: {bad} of {array.size} values are NaN or infinite as float32, the first in "
             f"row {bad_row} (counted from 0): drop these rows from all files or encode them again"
@@ -247,14 +250,14 @@ def scan(path: Path, array: np.ndarray) -> Scan:
     return Scan(zero_rows, ~varies, first)
 
 
-def digest(array: np.ndarray) -> str:
+def digest(array: Array) -> str:
     """Names an array by its shape, dtype and a hash of up to 256 rows spread over it."""
     rows = np.unique(np.linspace(0, len(array) - 1, _DIGEST_ROWS).astype(int))
     content = hashlib.sha256(np.ascontiguousarray(array[rows]).tobytes())
     return f"{array.shape} {array.dtype} {content.hexdigest()[:16]}"
 
 
-def constant_columns(*arrays: np.ndarray) -> np.ndarray:
+def constant_columns(*arrays: Array) -> np.ndarray:
     """Returns which columns hold one value in all rows of all (n_i, d) arrays, (d,) bool."""
     first = _as_float32(arrays[0][0])
     varies = np.zeros(len(first), dtype=bool)
@@ -264,7 +267,7 @@ def constant_columns(*arrays: np.ndarray) -> np.ndarray:
     return ~varies
 
 
-def blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def blocks(array: Array) -> Iterator[tuple[int, np.ndarray]]:
     """Yields `(first row, rows as float32)` of an (n, d) array, some 16 MB at a time."""
     rows = max(1, _BLOCK_BYTES // (4 * array.shape[1]))
     for start in range(0, len(array), rows):

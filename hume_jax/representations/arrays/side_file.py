@@ -76,7 +76,8 @@ def check(path: Path, array: np.ndarray) -> dict[str, Any]:
       What the side file says, nothing if there is none.
 
     Raises:
-      UserError: the rows are not all there yet, or they are not those that were encoded.
+      UserError: the rows are not all there yet, they are not those that were encoded, or the side
+        file names broken ones that cannot be.
     """
     content = read(path)
     if content is None:
@@ -85,9 +86,21 @@ def check(path: Path, array: np.ndarray) -> dict[str, Any]:
         raise UserError(
             f"{path} is half-written: {GO_ON}, or delete it, {place(path)} and {part(path)}"
         )
+    if not _names_rows(content.get("broken", []), len(array)):
+        raise UserError(f"{place(path)} is damaged: delete it and {path}, and encode again")
     if content.get("digest") != checks.digest(array):
         raise UserError(
             f"{path} is not the array that {place(path)} describes: delete both and encode again, "
             "or delete the latter if the array is your own"
         )
     return content
+
+
+def _names_rows(broken: object, n: int) -> bool:
+    """Whether this is a list of rows, each with a reason."""
+    return isinstance(broken, list) and all(
+        isinstance(entry, list)
+        and [type(part) for part in entry] == [int, str]
+        and 0 <= entry[0] < n
+        for entry in broken
+    )

@@ -95,16 +95,3 @@ def names(paths: Sequence[str]) -> list[str] | None:
         if found and naming.digest(found) == content.get("ids_digest"):
             return found
     return None
-
-
-def broken_rows(paths: Sequence[str]) -> list[int]:
-    """Finds the rows of images that could not be read and are zeros in one of some arrays.
-
-    Args:
-      paths: arrays of the same rows.
-
-    Returns:
-      Their numbers, ascending.
-    """
-    files = map(store.find_array, paths)
-    return sorted({row for file in files for row, _ in side_file.broken(file)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
-from hume_jax.representations.arrays import formats, growing, side_file
+from hume_jax.representations.arrays import checks, formats, growing, side_file
 from hume_jax.representations.arrays.growing import GrowingArray
 
 SHAPE = (10, 3)
@@ -265,6 +265,15 @@ def test_an_array_that_was_written_over_is_refused(path, values):
         array.finish(ABOUT)
     np.save(path, values[::-1])
     with pytest.raises(UserError, match=r"is not the array that .*phi\.npy\.json describes"):
+        formats.open_array(path)
+
+
+@pytest.mark.parametrize("broken", [{}, [3], [[10, "empty"]], [[-1, "empty"]], [["3", "empty"]]])
+def test_broken_rows_that_cannot_be_are_refused(path, values, broken):
+    path.parent.mkdir()
+    np.save(path, values)
+    side_file.write(path, {"complete": True, "digest": checks.digest(values), "broken": broken})
+    with pytest.raises(UserError, match=r"phi\.npy\.json is damaged: delete it and "):
         formats.open_array(path)
 
 
