@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import re
+import shutil
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +41,7 @@ def fetch(repo: str, filename: str, revision: str | None) -> Fetched:
     Raises:
       UserError: huggingface_hub is not installed, the Hub cannot be reached and the file is not in
         the cache, there is no such repository, revision or file, the repository is gated, or the
-        disk is full.
+        disk is too small.
     """
     try:
         import huggingface_hub
@@ -60,7 +63,8 @@ def fetch(repo: str, filename: str, revision: str | None) -> Fetched:
                 repo,
                 filename,
                 revision=revision,
-                local_files_only=_is_cached(repo, filename, revision) or not _answers(broken_off),
+                local_files_only=_is_cached(repo, filename, revision)
+                or not _answers(repo, filename, revision, broken_off),
             )
         )
     except errors.GatedRepoError as error:
@@ -103,16 +107,41 @@ def _is_cached(repo: str, filename: str, revision: str | None) -> bool:
     return isinstance(found, str)
 
 
-def _answers(failures: tuple[type[Exception], ...]) -> bool:
-    """Whether the Hub can be reached, which the library would find out in half a minute."""
-    from huggingface_hub import constants, errors, utils
+def _answers(
+    repo: str, filename: str, revision: str | None, failures: tuple[type[Exception], ...]
+) -> bool:
+    """Whether the Hub can be reached, which the library would find out in half a minute.
+
+    Raises:
+      UserError: it can, and the disk is too small for the file.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
 
     failing: tuple[type[Exception], ...] = (*failures, errors.OfflineModeIsEnabled)
+    url = huggingface_hub.hf_hub_url(repo, filename, revision=revision)
     try:
-        utils.get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+        about = huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
+    except errors.HfHubHTTPError:
+        return True  # The download will say what is wrong with the file.
     except failing:
         return False
+    if not _is_cached(repo, filename, about.commit_hash):
+        what = f"{filename} of the Hugging Face repository {repo}"
+        _check_disk(what, about.size, Path(constants.HF_HUB_CACHE), "HF_HOME")
     return True
+
+
+def _check_disk(what: str, size: int | None, folder: Path, setting: str) -> None:
+    """Raises a `UserError` where a file of a known size will not fit."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size is not None and size > free:
+        raise UserError(
+            f"{what} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {folder}: free "
+            f"some, or set the environment variable {setting} to a folder on another disk"
+        )
 
 
 def download(url: str, *, md5: str = "", licence: str = "") -> Fetched:
@@ -126,7 +155,8 @@ def download(url: str, *, md5: str = "", licence: str = "") -> Fetched:
       licence: of the file, for the log.
 
     Raises:
-      UserError: PyTorch is not installed, the file cannot be downloaded, or it is another one.
+      UserError: PyTorch is not installed, the disk is too small, the file cannot be downloaded, or
+        it is another one.
     """
     try:
         import torch
@@ -137,6 +167,7 @@ def download(url: str, *, md5: str = "", licence: str = "") -> Fetched:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.exists():
         logging.info("downloading %s (licence: %s) to %s", url, licence, path)
+        _check_disk(url, _length(url), path.parent, "TORCH_HOME")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # It appears under its name when it is whole.
@@ -149,6 +180,19 @@ def download(url: str, *, md5: str = "", licence: str = "") -> Fetched:
             "delete it to download it anew"
         )
     return Fetched(path, None, sha256(path))
+
+
+def _length(url: str) -> int | None:
+    """The size of a file of the web in bytes, None if its server does not say so."""
+    question = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(question, timeout=_SECONDS) as answer:
+            text = answer.headers.get("Content-Length", "")
+    except urllib.error.HTTPError:
+        return None  # It may answer a download all the same.
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url} cannot be downloaded: {error}") from error
+    return int(text) if text.isdecimal() else None
 
 
 def local(path: str | Path) -> Fetched:

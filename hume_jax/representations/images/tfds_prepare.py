@@ -75,9 +75,12 @@ def find(where: str, dataset: str, folder: str) -> Any:
     except (ValueError, AssertionError, LookupError, OSError, RuntimeError, ImportError) as error:
         known = tfds.list_builders(with_community_datasets=False)
         if name not in known:
+            there = _prepared(_folder(folder))
+            near = f"; there is {', '.join(there[name])}" if name in there else ""
             raise UserError(
                 f"{where}: TFDS {tfds.__version__} knows no dataset {name!r}, and none of that "
-                f"name, config and version is prepared in {_folder(folder)}{suggest(name, known)}"
+                f"name, config and version is prepared in {_folder(folder)}"
+                f"{near or suggest(name, [*known, *there])}"
             ) from error
         configs = list(tfds.builder_cls(name).builder_configs)
         if config and config not in configs:
@@ -182,6 +185,19 @@ def _command(builder: Any) -> str:
 
 def _folder(folder: str) -> str:
     return folder or str(load().core.constants.DATA_DIR)
+
+
+def _prepared(folder: str) -> dict[str, list[str]]:
+    """What lies in a folder of prepared datasets: their names, and how each can be given."""
+    found: dict[str, list[str]] = {}
+    root = Path(folder).expanduser()
+    # NAME/VERSION, or NAME/CONFIG/VERSION.
+    for about in sorted(
+        [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+    ):
+        name, *config, version = about.parent.relative_to(root).parts
+        found.setdefault(name, []).append(f"tfds:{'/'.join([name, *config])}:{version}/SPLIT")
+    return found
 
 
 def _last_line(error: BaseException) -> str:

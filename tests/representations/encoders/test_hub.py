@@ -1,8 +1,10 @@
 import errno
 import hashlib
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -19,7 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def _network(monkeypatch):
-    monkeypatch.setattr(hub, "_answers", lambda _: True)
+    monkeypatch.setattr(hub, "_answers", lambda *_: True)
 
 
 @pytest.fixture
@@ -173,13 +175,117 @@ def test_the_file_of_a_commit_needs_no_network(fetched, tmp_path):
 
 def test_what_the_cache_has_is_taken_where_the_hub_does_not_answer(monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    monkeypatch.setattr(hub, "_answers", lambda *_: False)
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda *_, **options: asked.append(options)
     )
     with pytest.raises(TypeError):
         hub.fetch("owner/repo", "model.safetensors", None)
     assert asked == [{"revision": None, "local_files_only": True}]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What the library asks of the Hub for a file: what it is, then its bytes."""
+
+    size = len(CONTENT)
+
+    def do_HEAD(self):
+        found = self.path.removeprefix("/owner/repo/resolve/") in (
+            "main/model.safetensors",
+            f"{COMMIT}/model.safetensors",
+        )
+        self.send_response(200 if found else 404)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{SHA256}"')
+        self.send_header("Content-Length", str(self.size if found else 0))
+        if not found:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(CONTENT)
+
+    def log_message(self, *_):
+        self.server.asked.append(f"{self.command} {self.path}")
+
+
+class VastHub(Hub):
+    size = 10**16
+
+
+@pytest.fixture
+def serve():
+    """Starts a server on this machine; gives its address, and what it is asked."""
+    servers = []
+
+    def start(handler):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}", server.asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_file_is_downloaded_once_by_the_library_itself(fetched, serve, tmp_path):
+    url, asked = serve(Hub)
+    path = tmp_path / "hub" / "models--owner--repo" / "snapshots" / COMMIT / "model.safetensors"
+    for _ in range(2):
+        assert fetched(HF_ENDPOINT=url) == f"{hub.Fetched(path, COMMIT, SHA256)}\n"
+    assert path.read_bytes() == CONTENT
+    assert asked.count("GET /owner/repo/resolve/main/model.safetensors") == 1
+    missing = "the Hugging Face repository owner/repo has no file model.safetensors at revision x"
+    assert fetched("x", HF_ENDPOINT=url) == f"{missing}\n"
+
+
+def test_a_disk_too_small_is_told_before_the_download(fetched, serve, tmp_path):
+    url, asked = serve(VastHub)
+    text = fetched(HF_ENDPOINT=url)
+    assert (
+        "model.safetensors of the Hugging Face repository owner/repo takes 10000000.00 GB" in text
+    )
+    assert f"GB are free in {tmp_path}: free some, or set the environment variable HF_HOME" in text
+    assert "HEAD /owner/repo/resolve/main/model.safetensors" in asked
+    assert "GET /owner/repo/resolve/main/model.safetensors" not in asked
+
+
+# ---- from the web
+
+
+@pytest.fixture
+def torch(monkeypatch, tmp_path):
+    """PyTorch, which is asked for nothing but where it keeps such files and for the download."""
+
+    def download(url, path, *, progress):
+        with open(path, "wb") as file:
+            file.write(CONTENT)
+
+    module = SimpleNamespace(get_dir=lambda: str(tmp_path / "torch"), download_url_to_file=download)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(hub=module))
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_file_of_the_web(serve, tmp_path):
+    url, asked = serve(Hub)
+    path = tmp_path / "torch" / "checkpoints" / "model.safetensors"
+    # Whether or not the server says how large it is.
+    for place in ("owner/repo/resolve/main/", "elsewhere/"):
+        assert hub.download(f"{url}/{place}model.safetensors") == hub.Fetched(path, None, SHA256)
+        assert asked[-1].startswith("HEAD")
+        path.unlink()
+    with pytest.raises(UserError, match=r"1/x.npz cannot be downloaded: .*refused"):
+        hub.download(f"{CLOSED}/x.npz")
+    url, _ = serve(VastHub)
+    with pytest.raises(
+        UserError, match=r"takes 10000000.00 GB, .* variable TORCH_HOME to a folder"
+    ):
+        hub.download(f"{url}/owner/repo/resolve/main/model.safetensors")
+    assert not path.exists()
 
 
 # ---- from this machine

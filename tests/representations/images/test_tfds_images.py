@@ -276,6 +276,18 @@ def test_unknown_names_come_with_the_nearest(prepared, tmp_path):
     assert "did you mean 'coarse_label'" in message
 
 
+def test_what_is_prepared_is_offered(tmp_path):
+    """Datasets of one's own, which TFDS does not know."""
+    for place in ("birds/1.0.0", "fish/small/1.1.0", "fish/large/2.0.0"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "dataset_info.json").write_text("{}")
+    folder = {"tfds_folder": str(tmp_path)}
+    fails("knows no dataset 'bird'.*did you mean 'birds'", "tfds:bird/train", **folder)
+    fails("is prepared in .*; there is tfds:birds:1.0.0/SPLIT$", "tfds:birds:2.0.0/train", **folder)
+    there = "tfds:fish/large:2.0.0/SPLIT, tfds:fish/small:1.1.0/SPLIT"
+    fails(f"there is {there}$", "tfds:fish/medium/train", **folder)
+
+
 def test_datasets_without_encoded_images_are_refused(tmp_path):
     for where in ("tfds:ag_news_subset/train", "tfds:eurosat/all/train"):
         fails("with no image", where, tfds_folder=str(tmp_path))
