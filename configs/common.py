@@ -148,8 +148,9 @@ def _images() -> config_dict.ConfigDict:
 def _encode() -> config_dict.ConfigDict:
     encode = config_dict.ConfigDict()
     # Encoders that make phi1 and phi2, 'PRESET' or 'PRESET:option=value,...', e.g.
-    # 'dinov2_vits14:weights=vits14.safetensors,size=98'; a tuple of them for several files; '' =
-    # none. `python -m hume_jax.encode --list` names the presets.
+    # 'dinov2_vits14:weights=vits14.safetensors,size=98'; a tuple of them for several files, with ''
+    # for a file of one's own that `data` names in its place; '' = none. `python -m hume_jax.encode
+    # --list` names the presets.
     encode.phi1 = config_dict.FieldReference("", field_type=PATHS)
     encode.phi2 = config_dict.FieldReference("", field_type=PATHS)
     # Folder of the arrays that `data` gives no path for.

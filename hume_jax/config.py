@@ -254,10 +254,12 @@ def resolve(config: config_dict.ConfigDict, *, search: bool = True) -> config_di
     config_checks.check_choice("preset", values["preset"])
     presets = values.pop("presets", {})
     _fill(values, presets.get(values["preset"], {}))
-    for section in (values["data"]["train"], values["data"]["test"]):
-        section.update({name: config_checks.paths(name, value) for name, value in section.items()})
     for name in ("phi1", "phi2"):
         values["encode"][name] = config_checks.specs(name, values["encode"][name])
+    for split in ("train", "test"):
+        for name, value in values["data"][split].items():
+            coming = values["encode"].get(name, "") if values["images"][split] else ""
+            values["data"][split][name] = config_checks.paths(f"data.{split}.{name}", value, coming)
     if not search and not values["n_classes"]:
         values["n_classes"] = 2
     values["class_prior"] = config_checks.prior(values["class_prior"], values["n_classes"])

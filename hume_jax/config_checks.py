@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hume_jax.errors import UserError
@@ -147,17 +147,26 @@ def specs(name: str, value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else several
 
 
-def paths(name: str, value: Any) -> str | tuple[str, ...]:
-    """Returns the path or paths of a data field, several as a tuple."""
-    if name == "labels":
+def paths(field: str, value: Any, encoders: str | Sequence[str] = "") -> str | tuple[str, ...]:
+    """Returns the path or paths of a data field, several as a tuple.
+
+    Args:
+      field: such as `data.train.phi1`.
+      value: of it.
+      encoders: that encode images for this field; '' in a tuple of paths is for one of them.
+    """
+    if field.endswith("labels"):
         if not isinstance(value, str):
-            raise UserError(f"config field 'data.*.labels' is {value!r}, it must be one path")
+            raise UserError(f"config field {field!r} is {value!r}, it must be one path")
         return value
     if isinstance(value, str):
         return value
     several = tuple(value)
-    if not several or not all(isinstance(path, str) and path for path in several):
-        raise UserError(f"config field 'data.*.{name}' is {value!r}, it must hold paths")
+    coming = (encoders,) if isinstance(encoders, str) else tuple(encoders)
+    if not several or not all(
+        isinstance(path, str) and (path or any(coming[i : i + 1])) for i, path in enumerate(several)
+    ):
+        raise UserError(f"config field {field!r} is {value!r}, it must hold paths")
     return several
 
 

@@ -43,9 +43,9 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
     arrays: list[Array] = []
     for name in ("phi1", "phi2"):
         specs = headers.several(values["encode"][name])
-        if not specs:
+        if not any(specs):
             continue
-        for spec in specs:
+        for spec in filter(None, specs):
             presets.parse(spec)
         if not any(values["images"][split] for split in ("train", "test")):
             raise UserError(
@@ -73,21 +73,26 @@ def _check_places(arrays: Sequence[Array]) -> None:
 
 def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str, ...]) -> list:
     field, section = f"data.{split}.{name}", values["data"][split]
-    given = headers.several(section[name])
-    if not given:
-        folder = folder_of(values, split)
-        given = tuple(str(folder / f"{presets.slug(presets.parse(spec))}.npy") for spec in specs)
-        section[name] = given[0] if len(given) == 1 else given
+    given = headers.several(section[name]) or ("",) * len(specs)
     if len(given) != len(specs):
         raise UserError(
             f"config field {field!r} names {count(len(given), 'array')}, 'encode.{name}' "
             f"{count(len(specs), 'encoder')}: give one path for each encoder, or none"
         )
-    found = []
+    paths, found = [], []
     for path, spec in zip(given, specs, strict=True):
-        if not path.endswith(".npy"):
+        if not path and not spec:
+            raise UserError(
+                f"config field {field!r} is {given}: where 'encode.{name}' has '' for an encoder, "
+                "it gives the path of an array of your own"
+            )
+        if spec and path and not path.endswith(".npy"):
             raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
-        found.append(Array(field, split, spec, path, store.find_array(path)))
+        own = folder_of(values, split) / f"{presets.slug(presets.parse(spec))}.npy" if spec else ""
+        paths.append(path or str(own))
+        if spec:
+            found.append(Array(field, split, spec, paths[-1], store.find_array(paths[-1])))
+    section[name] = paths[0] if len(paths) == 1 else tuple(paths)
     return found
 
 

@@ -207,6 +207,25 @@ def test_an_array_of_ones_own_is_taken_as_it_is(folder, rng):
     np.testing.assert_array_equal(np.load("own.npy"), own)
 
 
+@pytest.mark.parametrize("place", ["", "made.npy"])
+def test_an_array_of_ones_own_beside_an_encoded_one(place, folder, rng):
+    np.save("own.npy", rng.normal(size=(N, 3)).astype(np.float32))
+    config = encoding.ensure(
+        configured(
+            encode__phi2=("", "tiny:weights=tiny.safetensors"),
+            data__train__phi2=("own.npy", place),
+        )
+    )
+    own, made = config.data.train.phi2
+    assert own == "own.npy"
+    np.testing.assert_array_equal(np.load(made), np.load(config.data.train.phi1))
+    assert (made == "made.npy") == bool(place)
+    config.unlock()
+    config.data.train.labels = ""
+    dataset = store.open_dataset(config.data)
+    assert [array.shape for array in dataset.train.phi2.arrays] == [(N, 3), (N, 8)]
+
+
 def test_arrays_outlive_their_images(folder):
     config = encoding.ensure(configured())
     (folder / "photos").rename(folder / "elsewhere")
@@ -422,6 +441,10 @@ def test_an_image_that_may_not_be_read_is_a_broken_one(folder, monkeypatch):
             "no.safetensors",
         ),
         ({"data__train__phi1": ("a.npy", "b.npy")}, "names 2 arrays, 'encode.phi1' 1 encoder"),
+        (
+            {"encode__phi2": ("", "tiny:weights=tiny.safetensors")},
+            r"'data.train.phi2' is \('', ''\): where 'encode.phi2' has '' for an encoder, it ",
+        ),
         ({"data__train__phi1": "a.npz"}, "'a.npz': encoded arrays are .npy files"),
         (
             {
