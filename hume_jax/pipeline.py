@@ -21,7 +21,7 @@ from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate, search
 from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import Progress, count, duration
-from hume_jax.report import plots, results
+from hume_jax.report import results
 from hume_jax.representations import scaling, store
 from hume_jax.representations.images import table
 from hume_jax.representations.prepared import Prepared
@@ -290,6 +290,9 @@ class _Run:
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
         if self.config.plots:
+            # Here, since it takes a second to import.
+            from hume_jax.report import plots
+
             plots.draw(self.folder.path, summary, self.folder.metrics())
         self.folder.write_text("results.json", results.to_json(summary))
         return summary

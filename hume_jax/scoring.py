@@ -9,8 +9,6 @@ from absl import logging
 from ml_collections import config_dict
 
 from hume_jax import memory
-from hume_jax.baselines.kmeans import STARTS, kmeans
-from hume_jax.baselines.probe import FITS, probe
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
 from hume_jax.progress import Progress, count
@@ -156,6 +154,10 @@ def baselines(
     Returns:
       Labels under `METHOD_SPACE_SPLIT`, e.g. `kmeans_phi1_train`, `probe_phi2_test`.
     """
+    # scikit-learn takes seconds to import; whatever is wrong with a run is told before.
+    from hume_jax.baselines.kmeans import STARTS, kmeans
+    from hume_jax.baselines.probe import FITS, probe
+
     found: dict[str, np.ndarray] = {}
     true = dataset.train.labels
     # Without test labels its predictions could not be scored.

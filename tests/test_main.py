@@ -286,6 +286,9 @@ def test_what_is_odd_but_can_be_searched_is_said(command, folder):
     np.save(folder / "phi2.npy", phi2)
     short = ("--config.n_tasks=1", "--config.search.steps=1", "--workdir=run")
     short += ("--noconfig.plots", "--noconfig.baselines")
+    # Whatever is quickly compiled.
+    short += ("--config.inner.solver=gradient", "--config.inner.adjoint=first_order")
+    short += ("--config.inner.step_size=0.5", "--config.score.steps=1")
     done = command(*ARRAYS, *short)
     assert done.returncode == 0, done.stderr
     for said in (

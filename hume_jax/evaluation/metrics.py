@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 
 
 class Confusion(NamedTuple):
@@ -248,6 +247,9 @@ def _as_is(rows: np.ndarray) -> np.ndarray:
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
+    # Half a second to import, for the end of a run alone.
+    from scipy.stats import rankdata
+
     return rankdata(rows, axis=1)
 
 
