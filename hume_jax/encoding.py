@@ -118,7 +118,10 @@ def _job(config: config_dict.ConfigDict, split: str, arrays: Sequence[Array]) ->
     skip = config.images.broken == "skip"
     missing |= {a for a in different if a not in missing and _is_mended(a, source, skip)}
     for array in begun:
-        weights = Path(presets.parse(array.spec).weights).expanduser()
+        encoder = presets.parse(array.spec)
+        if encoder.sha256 is not None:
+            _check_weights(array, encoder.sha256)
+        weights = Path(encoder.weights).expanduser()
         if weights.is_file():
             _check_weights(array, hub.local(weights).sha256)
     table = ImageTable(encoded_arrays.folder_of(config, split), config.images.label)
@@ -171,18 +174,13 @@ def _why_broken(source: sources.Source, row: int) -> str:
 
 def _open(settings: Any, split: str, must: bool) -> sources.Source | None:
     """The images of a split; None where they are gone and none of them is needed."""
-    try:
-        return sources.open_images(
-            settings[split],
-            labels=settings.labels,
-            label_key=settings.label,
-            tfds_folder=settings.tfds_folder,
-        )
-    except UserError as error:
-        if must:
-            raise
-        logging.info("going on with the encoded arrays: %s", error)
+    where, folder = settings[split], settings.tfds_folder
+    if not must and not sources.are_there(where, folder):
+        logging.info("%s is not there; going on with the arrays encoded from it", where)
         return None
+    return sources.open_images(
+        where, labels=settings.labels, label_key=settings.label, tfds_folder=folder
+    )
 
 
 def _identity(array: Array, source: sources.Source, dtype: str) -> dict[str, Any]:

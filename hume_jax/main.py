@@ -23,6 +23,7 @@ from hume_jax import command_line
 from hume_jax import config as config_lib
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
+from hume_jax.workdir import Workdir
 
 flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     config, spec = command_line.given()
     config = config_lib.resolve(config)
     if config_lib.has_images(config):
-        config = _encoded(config)
+        config = _encoded(config, spec)
     workdir = _WORKDIR.value or str(config_lib.default_workdir(spec, config))
     # The pipeline checks this too, but loading it takes longer than all that is checked here.
     _check(config)
@@ -58,11 +59,16 @@ def main(argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _encoded(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:
     """Encodes the arrays that are missing, once they are known to fit what the search needs."""
     config_lib.check_images(config)
+
+    def check(config: config_dict.ConfigDict, coming: Mapping[str, Stored]) -> None:
+        _check(config, coming)
+        Workdir(_WORKDIR.value or config_lib.default_workdir(spec, config), config).check()
+
     try:
-        return command_line.load_encoding().ensure(config, check=_check)
+        return command_line.load_encoding().ensure(config, check=check)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
         sys.exit(130)

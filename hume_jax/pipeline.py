@@ -348,7 +348,7 @@ def _progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
     if rows < _MANY_ROWS:
         yield lambda rows: None
     else:
-        with Progress(rows, label) as progress:
+        with Progress(rows, label, unit="rows") as progress:
             yield progress.update
 
 

@@ -73,7 +73,8 @@ def check(
     warnings = store.check_search(dataset, config.n_classes, config.setting, normalise=False)
     if not config.encoder.normalise:
         return Checked(dataset, prepared.first_space(splits, "stored")[0], warnings)
-    with Progress(sum(split.n * len(split.phi1.arrays) for split in splits), "phi1") as progress:
+    total = sum(split.n * len(split.phi1.arrays) for split in splits)
+    with Progress(total, "phi1", unit="rows") as progress:
         statistics, more = prepared.first_space(splits, "rows", progress.update)
     return Checked(dataset, statistics, [*warnings, *more])
 
@@ -97,7 +98,7 @@ def prepare(config: config_dict.ConfigDict, checked: Checked, folder: Workdir) -
         arrays = _second_spaces(splits)
         inner, n = _inner(config), sum(split.n for split in splits)
         if inner["normalised"] or inner["precondition"]:
-            with Progress(n * len(arrays), "phi2") as progress:
+            with Progress(n * len(arrays), "phi2", unit="rows") as progress:
                 maps = [prepared.second_space(a, **inner, done=progress.update) for a in arrays]
         else:
             maps = [prepared.second_space(a, **inner) for a in arrays]

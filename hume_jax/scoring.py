@@ -45,7 +45,7 @@ def score_tasks(
     files = list(zip(*(split.phi2.arrays for split in splits), strict=True))
     rows = generalization.folds(tasks.shape[1], config.score.folds, config.score.rows, config.seed)
     batches = _batches(len(tasks), rows.size, config.n_classes)
-    with Progress(len(files) * len(batches) * len(rows), "scores") as progress:
+    with Progress(len(files) * len(batches) * len(rows), "scores", unit="fits") as progress:
         found = [
             _score_in(config, arrays, tasks, rows, batches, log_prior, progress.update)
             for arrays in files
@@ -168,7 +168,7 @@ def baselines(
         if stats is None:
             stats = space_statistics([getattr(split, name) for split in splits], "rows")
         train, test, rows = _unit_rows(dataset, splits, name, stats)
-        with Progress(STARTS, f"k-means in {name}") as progress:
+        with Progress(STARTS, f"k-means in {name}", unit="starts") as progress:
             labels, more = kmeans(
                 rows,
                 test if rows is train else None,
@@ -183,7 +183,7 @@ def baselines(
         if more is not None:
             found[f"kmeans_{name}_test"] = more
         if probed and test is not None and true is not None:
-            with Progress(FITS, f"supervised probe in {name}") as progress:
+            with Progress(FITS, f"supervised probe in {name}", unit="fits") as progress:
                 predicted = probe(
                     train, true, test, config.seed, max_bytes=max_bytes, done=progress.update
                 )

@@ -4,6 +4,7 @@ Stopped at any moment and started again with the same config, a run finds here t
 saved and goes on from it.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -80,21 +81,41 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_foreign()
             self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
-        except (FileExistsError, NotADirectoryError) as error:
-            what = "is a file" if isinstance(error, FileExistsError) else "lies under a file"
-            raise UserError(f"workdir {self.path} {what}: set --workdir to a folder") from error
+        except FileExistsError as error:
+            raise self._no_folder("is a file") from error
+        except NotADirectoryError as error:
+            raise self._no_folder("lies under a file") from error
         except OSError as error:
-            raise UserError(
-                f"workdir {self.path} cannot be written: {error.strerror}; set --workdir=DIR"
-            ) from error
+            raise self._unwritable(error.errno) from error
         try:
             self._take_lock(self._lock)
             self._check_config()
+            if not (self.path / "config.json").exists():
+                self.write_text("config.json", config_lib.to_json(self._config))
         except BaseException:
             self._lock.close()
             raise
         absl_logging.info("workdir: %s", self.path)
         return self
+
+    def check(self) -> None:
+        """Checks most of what entering does and touches nothing; for before long work.
+
+        Labels that the config does not name, since they will come with the images, may be others.
+
+        Raises:
+          UserError: as entering.
+        """
+        there = self.path
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise self._no_folder("is a file" if there == self.path else "lies under a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise self._unwritable(errno.EACCES)
+        self._check_foreign()
+        coming = [s for s in ("train", "test") if not self._config.data[s].labels]
+        self._check_config(*(f"data.{split}.labels" for split in coming))
 
     def __exit__(
         self,
@@ -244,6 +265,13 @@ class Workdir:
             named: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
             np.savez(file, **named)
 
+    def _no_folder(self, what: str) -> UserError:
+        return UserError(f"workdir {self.path} {what}: set --workdir to a folder")
+
+    def _unwritable(self, number: int | None) -> UserError:
+        why = os.strerror(number or errno.EIO)
+        return UserError(f"workdir {self.path} cannot be written: {why}; set --workdir=DIR")
+
     def _check_foreign(self) -> None:
         if (self.path / "config.json").exists():
             return
@@ -272,21 +300,22 @@ class Workdir:
         lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
 
-    def _check_config(self) -> None:
+    def _check_config(self, *but: str) -> None:
+        """Holds a folder that is a run's to its config, but for some fields."""
         path = self.path / "config.json"
-        if path.exists():
-            try:
-                old = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path} is not JSON: set --workdir to another folder") from error
-            changes = config_lib.difference(old, self._config)
-            if changes:
-                raise UserError(
-                    f"workdir {self.path} belongs to another config ({'; '.join(changes)}): "
-                    "set --workdir to another folder, or the fields as they were"
-                )
+        if not path.exists():
             return
-        self.write_text("config.json", config_lib.to_json(self._config))
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON: set --workdir to another folder") from error
+        changes = config_lib.difference(old, self._config)
+        changes = [change for change in changes if change.partition(":")[0] not in but]
+        if changes:
+            raise UserError(
+                f"workdir {self.path} belongs to another config ({'; '.join(changes)}): "
+                "set --workdir to another folder, or the fields as they were"
+            )
 
     def _manager(self, name: str) -> Any:
         if name not in self._managers:

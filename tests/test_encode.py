@@ -1,6 +1,7 @@
 """From images to arrays: what is encoded, kept, refused, and gone on with."""
 
 import csv
+import hashlib
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from hume_jax.representations.images import preprocess, sources, table
 TESTS = pathlib.Path(__file__).resolve().parent
 N = 23
 CLASSES = ("cat", "dog")
+WEIGHTS = "tiny:weights=tiny.safetensors"
 
 
 def photograph(rng, path, side=40):
@@ -50,7 +52,7 @@ def configured(**fields):
         config.update_from_flattened_dict(
             {
                 "images.train": "photos",
-                "encode.phi1": "tiny:weights=tiny.safetensors",
+                "encode.phi1": WEIGHTS,
                 "encode.phi2": "",
                 "encode.dtype": "float32",
                 "encode.batch": 8,
@@ -73,7 +75,7 @@ def encoded(caplog):
     return told
 
 
-def direct(rows=None, spec="tiny:weights=tiny.safetensors", where="photos"):
+def direct(rows=None, spec=WEIGHTS, where="photos"):
     """What the encoder makes of the images, one at a time."""
     encoder = presets.parse(spec)
     params, _ = presets.load(encoder)
@@ -93,12 +95,12 @@ def test_rows_are_the_encoders_output_in_the_order_of_the_images(folder):
     array = np.load(config.data.train.phi1)
     assert array.dtype == np.float32
     np.testing.assert_allclose(array, direct(), rtol=1e-5, atol=1e-5)
-    assert np.load(config.data.train.labels).tolist() == [0] * 12 + [1] * 11
+    assert np.load(config.data.train.labels).tolist() == ["cat"] * 12 + ["dog"] * 11
     table = pathlib.Path(config.data.train.phi1).with_name("images.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert rows[0] == {"row": "0", "id": "cat/00.png", "label": "0", "class": "cat"}
-    assert rows[22] == {"row": "22", "id": "dog/21.png", "label": "1", "class": "dog"}
+    assert rows[0] == {"row": "0", "id": "cat/00.png", "label": "cat", "class": "cat"}
+    assert rows[22] == {"row": "22", "id": "dog/21.png", "label": "dog", "class": "dog"}
 
 
 def test_the_side_file_says_what_made_the_array(folder):
@@ -198,6 +200,35 @@ def test_what_is_there_is_not_encoded_again(folder):
     (folder / "tiny.safetensors").unlink()  # not needed any more
     assert encoding.ensure(configured()) == config
     assert path.stat().st_mtime_ns == before
+
+
+def test_class_folders_have_one_number_in_all_splits(folder, rng):
+    for name in ("dog", "eel"):
+        photograph(rng, folder / "more" / name / "1.png")
+    config = encoding.ensure(configured(images__test="more", encode__phi2=WEIGHTS))
+    dataset = store.open_dataset(config.data)
+    assert dataset.test is not None
+    assert dataset.train.labels.tolist() == [0] * 12 + [1] * 11
+    assert dataset.test.labels.tolist() == [1, 2]
+
+
+def test_labels_that_are_not_there_are_told_whether_or_not_arrays_are(folder):
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"images\.label=species is for tfds:.* names of its f"):
+            encoding.ensure(configured(images__label="species"))
+        encoding.ensure(configured())
+
+
+def test_a_required_hash_is_that_of_the_encoded_weights(folder):
+    given = hashlib.sha256((folder / "tiny.safetensors").read_bytes()).hexdigest()
+    config = encoding.ensure(configured(encode__phi1=f"{WEIGHTS},sha256={given}"))
+    again = f"{WEIGHTS},sha256={given.upper()}"
+    assert encoding.ensure(configured(encode__phi1=again)).data == config.data
+    message = (
+        rf"encoded with other weights \(SHA-256 {given}\) than those of .*SHA-256 {'a' * 64}\)"
+    )
+    with pytest.raises(UserError, match=message):
+        encoding.ensure(configured(encode__phi1=f"{WEIGHTS},sha256={'a' * 64}"))
 
 
 def test_an_array_of_ones_own_is_taken_as_it_is(folder, rng):
@@ -336,6 +367,11 @@ def test_a_broken_image_ends_the_work_by_name(broken):
     with pytest.raises(UserError, match=r"photos: image cat/04\.png \(row 2\) is broken, "):
         encoding.ensure(configured())
     assert not list(broken.glob("representations/*/*.npy"))
+    # The row is on record either way.
+    (notes,) = broken.glob("representations/*/*.npy.rows-0")
+    (note,) = (json.loads(line) for line in notes.read_text().splitlines() if line)
+    assert [row for row, _ in note["broken"]] == [2]
+    assert note["rows"] == []
 
 
 def test_a_broken_image_keeps_its_row(broken, caplog):
@@ -694,9 +730,15 @@ def test_from_a_folder_of_images_to_its_classes(broken, command, rng):
 def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(folder, command, rng):
     np.save(folder / "b.npy", rng.normal(size=(N + 1, 4)).astype(np.float32))
     main = ("main", *COMMAND[1:-1], "--config.data.train.phi2=b.npy")
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"seed": 5}')
+    own = ("--config.n_classes=2", "--config.data.train.phi2=photos.npy")
+    np.save(folder / "photos.npy", rng.normal(size=(N, 4)).astype(np.float32))
     for fields, message in (
         (("--config.n_classes=2",), "differ in rows"),
         (("--config.n_classes=9",), "differ in rows"),
+        ((*own, "--workdir=other"), "other belongs to another config ("),
+        ((*own, "--workdir=b.npy/run"), "b.npy/run lies under a file: set --workdir"),
     ):
         _, err = finished(command(*main, *fields), status=2)
         assert message in err

@@ -14,7 +14,7 @@ import pytest
 
 from hume_jax import config as config_lib
 from hume_jax import labelling, pipeline, scoring
-from hume_jax.core import inner_fit, objective
+from hume_jax.core import inner_fit, objective, search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.representations import prepare
 from hume_jax.representations.scaling import statistics
@@ -73,6 +73,24 @@ def test_the_objective_is_the_mean_over_second_spaces(x64, rng):
     heldout = np.mean(values) - first.entropy_weight * terms.divergence
     np.testing.assert_allclose(terms.heldout_ce, heldout, rtol=1e-9)
     assert len(terms.solutions) == 2
+
+
+def test_what_a_step_reports_is_the_mean_over_second_spaces(rng):
+    """The same space twice is that space."""
+    x = rng.normal(size=(64, 6)).astype(np.float32)
+    phi1 = rng.normal(size=(64, 5)).astype(np.float32)
+    phi1 /= np.linalg.norm(phi1, axis=1, keepdims=True)
+    space = (x, np.full(6, 1e-3, np.float32))
+    inner = InnerFit(steps=1, newton_steps=2, adjoint_steps=2)
+    settings = search.Search(3, 20, 20, inner=inner)
+    infos, step = [], jax.jit(search.step, static_argnums=4)
+    for spaces in ([space], [space, space]):
+        data = search.make_data(phi1, spaces, 1)
+        state = jax.jit(search.init, static_argnums=3)(0, jnp.arange(2), data, settings)
+        infos.append(step(state, 0, data, jnp.log(jnp.full(3, 1 / 3)), settings)[1])
+    assert np.all(infos[0].adjoint_residual > 0)
+    for one, both in zip(*infos, strict=True):
+        np.testing.assert_allclose(both, one, rtol=1e-3)
 
 
 def test_tasks_are_scored_by_the_mean_over_second_spaces(rng):

@@ -61,7 +61,8 @@ class Info(NamedTuple):
     entropy: Array  # (S,) float32, nats
     gradient_norm: Array  # (S,) float32, before clipping
     inner_residual: Array  # (S,) float32, norm of the last inner gradient
-    adjoint_residual: Array  # (S,) float32, relative; 0 unless the adjoint is implicit
+    # (S,) float32, relative, mean over the second spaces; 0 unless the adjoint is implicit.
+    adjoint_residual: Array
     temperature: Array  # () float32
     learning_rate: Array  # () float32
 
@@ -395,7 +396,9 @@ def _hypergradient(
     (total, terms), (gradient, residual) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
         theta, probe
     )
-    report = (total, terms.heldout_ce, terms.entropy, terms.inner_residual, jnp.abs(residual))
+    # One cotangent for all second spaces: it holds the sum over them.
+    adjoint = jnp.abs(residual) / len(subset.spaces)
+    report = (total, terms.heldout_ce, terms.entropy, terms.inner_residual, adjoint)
     return gradient, terms.solutions, report
 
 

@@ -124,6 +124,7 @@ def _write_all(
     with Progress(done + rows, label, unit="images", done=done, every=10) as progress:
         for item, values in outputs:
             if item.broken and not skip_broken:
+                array.note_broken(item.broken)
                 raise broken_image(source, *item.broken[0])
             _put(array, item, values, source)
             progress.update(int(np.count_nonzero(item.rows >= 0)))

@@ -218,13 +218,18 @@ class GrowingArray:
         self._unnoted.append(np.asarray(rows))
         self._unnoted_broken += broken
 
+    def note_broken(self, broken: Sequence[Broken]) -> None:
+        """Records rows that hold nothing, and why, at the next `flush`; they are not finished."""
+        self._unnoted_broken += broken
+
     def flush(self) -> None:
         """Takes what was written to disk, and then notes it as finished."""
-        if not self._unnoted:
+        if not (self._unnoted or self._unnoted_broken):
             return
         assert self._data is not None
         os.fsync(self._data.fileno())
-        self._note(np.sort(np.concatenate(self._unnoted)), self._unnoted_broken)
+        rows = np.concatenate([np.zeros(0, np.int64), *self._unnoted])
+        self._note(np.sort(rows), self._unnoted_broken)
         self._unnoted, self._unnoted_broken = [], []
         self.flushed = time.monotonic()
 

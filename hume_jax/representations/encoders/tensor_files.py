@@ -5,6 +5,7 @@ is read in the mode that only accepts tensors.
 """
 
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -169,6 +170,9 @@ def _torch_tensors(path: Path, torch: Any) -> dict[str, Any]:
     import pickle  # Only for the name of the exception with which PyTorch refuses an object.
 
     mapped = zipfile.is_zipfile(path)
+    # A version of PyTorch before 0.4 wrote such, which it reads by pickle alone.
+    if not mapped and tarfile.is_tarfile(path):
+        raise UserError(f"the weights {path}: this is a tar archive, not a file of torch.save")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

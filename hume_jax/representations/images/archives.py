@@ -155,6 +155,7 @@ class ArchiveImages:
     ids: Sequence[str]
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    has_own_numbers = False
 
     def __init__(self, where: str, ids: Sequence[str], labels: bool) -> None:
         """Names the images.

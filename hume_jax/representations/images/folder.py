@@ -20,6 +20,7 @@ class FolderImages:
     ids: Sequence[str]
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    has_own_numbers = False
 
     def __init__(self, where: str, labels: bool) -> None:
         """Lists the folder.

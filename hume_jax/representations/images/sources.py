@@ -46,6 +46,10 @@ class Source(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, () if they have none."""
 
+    @property
+    def has_own_numbers(self) -> bool:
+        """Whether a class has its number by definition, not by which others there are."""
+
     def __len__(self) -> int:
         """The number of images."""
 
@@ -59,6 +63,13 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Returns a text that changes when the list of images does."""
+
+
+def are_there(where: str, tfds_folder: str = "") -> bool:
+    """Whether there are images to open, good or not; arguments as of `open_images`."""
+    if where.startswith(tfds_images.PREFIX):
+        return tfds_images.is_prepared(where, tfds_folder)
+    return os.path.exists(Path(where).expanduser())
 
 
 def open_images(
@@ -88,7 +99,10 @@ def open_images(
     if where.startswith(tfds_images.PREFIX):
         return tfds_images.TfdsImages(where, labels, label_key, tfds_folder)
     if label_key:
-        raise UserError(f"label_key={label_key} is for tfds:NAME/SPLIT, {where} has one labelling")
+        raise UserError(
+            f"images.label={label_key} is for tfds:NAME/SPLIT: leave it out, {where} has one "
+            "labelling, the names of its folders"
+        )
     path = Path(where).expanduser()
     if os.path.isdir(path):
         return FolderImages(where, labels)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.representations import store
@@ -34,6 +36,9 @@ class ImageTable:
     def write(self, source: "sources.Source") -> None:
         """Writes `images.csv` (row, id, label, class), and the labels; what is there stays.
 
+        Labels are the numbers that a dataset gives its classes; where folders are classes, of which
+        another split may have others, they are their names.
+
         Args:
           source: the images; the arrays beside the table are known to be of them.
 
@@ -52,22 +57,24 @@ class ImageTable:
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         # What an earlier list of images left here.
         self.labels.unlink(missing_ok=True)
-        if source.labels is not None:
-            store.save_array(self.labels, source.labels)
+        # Once: of a tfds dataset, asking looks which records have been read.
+        numbers, names = source.labels, source.class_names
+        labels = numbers
+        if numbers is not None and not source.has_own_numbers:
+            labels = np.array(names)[numbers]
+        if labels is not None:
+            store.save_array(self.labels, labels)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "id", "label", "class"])
         for row, name in enumerate(source.ids):
-            label = None if source.labels is None else int(source.labels[row])
-            writer.writerow([row, name, *_class(source, label)])
+            if labels is None or numbers is None:
+                writer.writerow([row, name, "", ""])
+                continue
+            number = int(numbers[row])
+            writer.writerow([row, name, labels[row], names[number] if number < len(names) else ""])
         with atomic_write(self.rows) as file:
             file.write(text.getvalue().encode())
-
-
-def _class(source: "sources.Source", label: int | None) -> tuple[str, str]:
-    if label is None:
-        return "", ""
-    return str(label), source.class_names[label] if label < len(source.class_names) else ""
 
 
 def ids(table: Path) -> list[str]:

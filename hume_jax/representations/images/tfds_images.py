@@ -28,11 +28,29 @@ class _Keys(NamedTuple):
     label: str  # '' for none
 
 
+def is_prepared(where: str, folder: str) -> bool:
+    """Whether a dataset is there to be read.
+
+    Args:
+      where: `FORM`.
+      folder: where prepared datasets lie, '' for where TFDS looks.
+    """
+    found = _SPEC.fullmatch(where)
+    try:
+        return (
+            found is not None and tfds_prepare.find(where, found["dataset"], folder).is_prepared()
+        )
+    except UserError:
+        return False
+
+
 class TfdsImages:
     """The images of a split of a TFDS dataset, in its order, see `sources.Source`.
 
     The records are read at random places, so they must be array_record files. Ids are row numbers.
     """
+
+    has_own_numbers = True
 
     def __init__(self, where: str, labels: bool, label_key: str, folder: str) -> None:
         """Finds the dataset, and prepares it if it is not there.

@@ -427,7 +427,7 @@ def test_what_is_no_list_of_images_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     fails(tmp_path / "pipe", "neither a folder nor a regular file")
     write(tmp_path, "1.png")
-    fails(tmp_path, "label_key=coarse is for tfds", label_key="coarse")
+    fails(tmp_path, "images.label=coarse is for tfds", label_key="coarse")
 
 
 def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
