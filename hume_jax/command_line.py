@@ -1,6 +1,7 @@
 """What the commands share: the config's flags, and each mistake answered with one line."""
 
 import logging
+import os
 import re
 import sys
 import types
@@ -12,7 +13,7 @@ from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 from hume_jax import config as config_lib
-from hume_jax.errors import UserError
+from hume_jax.errors import LostProcess, UserError
 
 _T = TypeVar("_T")
 # What a field of each type takes, in words.
@@ -125,11 +126,16 @@ def _tidy(text: str, config: config_dict.ConfigDict) -> str:
 
 
 def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
-    """Turns a `UserError` into one line and exit status 2."""
+    """Turns a `UserError` into one line and exit status 2; nothing is left open by then."""
 
     def call(argv: list[str]) -> _T:
         try:
             return function(argv)
+        except LostProcess as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            # JAX would wait for the other one at exit, and then end in a dump.
+            logging.shutdown()
+            os._exit(2)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -1,4 +1,4 @@
-"""The one exception for what the user can put right."""
+"""Exceptions for what the user can put right."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class LostProcess(UserError):
+    """Another process of the run is gone, so this one has to end without it."""

@@ -10,16 +10,23 @@ import contextlib
 import json
 import math
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hume_jax.core.search import Data, State
-from hume_jax.errors import UserError
+from hume_jax.errors import LostProcess, UserError
+
+# Seconds that the processes of a run wait for each other to start.
+_PATIENCE = 300
+_RETRY_SECONDS = 1.0
 
 
 def make_mesh(tasks: int, shards: int, devices: int | None = None) -> Mesh:
@@ -89,6 +96,7 @@ class Processes(NamedTuple):
 
         Raises:
           UserError: it failed in another process; so no process waits for one that has ended.
+          LostProcess: another process was killed.
         """
         failed = True
         try:
@@ -110,6 +118,7 @@ class Processes(NamedTuple):
 
         Raises:
           UserError: a process has another value than process 0, the first of them by name.
+          LostProcess: another process was killed.
         """
         first, *others = (json.loads(text) for text in self._gather(json.dumps(values)))
         for number, other in enumerate(others, 1):
@@ -125,22 +134,31 @@ class Processes(NamedTuple):
         """The texts of all processes, in their order."""
         if self.total == 1:
             return [text]
-        from jax.experimental import multihost_utils
-
         content = np.frombuffer(text.encode(), np.uint8)
-        sizes = multihost_utils.process_allgather(np.asarray(content.size))
+        sizes = _allgather(np.asarray(content.size))
         padded = np.zeros(int(sizes.max()), np.uint8)
         padded[: content.size] = content
-        rows = multihost_utils.process_allgather(padded)
+        rows = _allgather(padded)
         return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def _failed(self, failed: bool) -> np.ndarray:
         """The numbers of the processes that failed; all processes ask at the same time."""
         if self.total == 1:
             return np.flatnonzero([failed])
-        from jax.experimental import multihost_utils
+        return np.flatnonzero(_allgather(np.asarray(failed)))
 
-        return np.flatnonzero(multihost_utils.process_allgather(np.asarray(failed)))
+
+def _allgather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes; all ask at the same time."""
+    from jax.experimental import multihost_utils
+
+    try:
+        return np.asarray(multihost_utils.process_allgather(array))
+    except (ValueError, RuntimeError) as error:
+        raise LostProcess(
+            "another process of this run has gone: what is on disk is kept, the same commands, all "
+            f"of them started again, go on with it ({str(error)[:100]})"
+        ) from error
 
 
 ALONE = Processes()
@@ -156,7 +174,7 @@ def start(coordinator: str, count: int, index: int) -> Processes:
       index: number of this one; not for 'auto'.
 
     Raises:
-      UserError: such processes cannot be.
+      UserError: such processes cannot be, or process 0 does not answer.
     """
     if not coordinator:
         if (count, index) != (1, 0):
@@ -177,5 +195,28 @@ def start(coordinator: str, count: int, index: int) -> Processes:
         raise UserError(f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT")
     if not 0 <= index < count:
         raise UserError(f"process is {index} of {count} processes: they are counted from 0")
-    jax.distributed.initialize(coordinator, count, index)
+    if index:
+        _wait_for(coordinator)
+    logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
+    jax.distributed.initialize(coordinator, count, index, initialization_timeout=_PATIENCE)
     return Processes(jax.process_index(), jax.process_count())
+
+
+def _wait_for(coordinator: str) -> None:
+    """Waits until process 0 answers; JAX would end in a dump where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    end, why = time.monotonic() + _PATIENCE, ""
+    logging.info("waiting for process 0 at %s, up to %d s", coordinator, _PATIENCE)
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_SECONDS).close()
+            return
+        except socket.gaierror as error:
+            raise UserError(f"distributed={coordinator}: {host} is no host: {error}") from error
+        except (OSError, OverflowError) as error:
+            why = str(error)
+        time.sleep(_RETRY_SECONDS)
+    raise UserError(
+        f"process 0 does not answer at {coordinator} ({why}): start it with the same command and "
+        "process=0, on the host that distributed=HOST:PORT names"
+    )

@@ -626,12 +626,12 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):
 def hosts(command, free_port):
     """Starts the two processes of a run and returns them."""
 
-    def start(*arguments, last=(), cwd=None):
+    def start(*arguments, last=(), cwd=None, kept=""):
+        """`last` and `cwd` are of the second alone, and so is the variable `kept`."""
         flags = (*arguments, f"--distributed=127.0.0.1:{free_port}", "--processes=2")
-        return [
-            command(*flags, "--process=0"),
-            command(*flags, "--process=1", *last, cwd=cwd),
-        ]
+        second = command(*flags, "--process=1", *last, cwd=cwd)
+        os.environ.pop(kept, None)
+        return [command(*flags, "--process=0"), second]
 
     return start
 
@@ -652,6 +652,25 @@ def test_two_hosts_write_the_array_that_one_writes(folder, command, hosts):
 def ends_of(*processes):
     """The last lines of processes that end with status 2."""
     return [finished(process, status=2)[1].splitlines()[-1] for process in processes]
+
+
+@pytest.mark.slow
+def test_a_host_that_was_killed_ends_the_other_with_one_line(folder, command, hosts, monkeypatch):
+    finished(command(*COMMAND))
+    alone = (folder / "a.npy").read_bytes()
+    for name in ("a.npy", "a.npy.json"):
+        (folder / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("KILLED_AT", "2")
+        first, second = hosts(*COMMAND, kept="KILLED_AT")
+    finished(second, status=-signal.SIGKILL)
+    (line,) = ends_of(first)
+    assert line.startswith("error: another process of this run has gone: what is on disk is kept")
+    told = [finished(host)[1] for host in hosts(*COMMAND)]
+    # The whole half of the one, and two batches of the other.
+    assert "encoding 2 images" in told[0]
+    assert "encoding 1 image " in told[1]
+    assert (folder / "a.npy").read_bytes() == alone
 
 
 @pytest.mark.slow
