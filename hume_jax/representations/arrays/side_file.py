@@ -45,6 +45,11 @@ def read(array: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise UserError(
+            f"{path} cannot be read, what is named as its folder is a file: set encode.folder, or "
+            "the array's path, to another place"
+        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

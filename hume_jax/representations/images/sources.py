@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from hume_jax.errors import UserError
-from hume_jax.representations.images import archives, tfds_images, tfds_prepare
+from hume_jax.representations.images import archives, naming, tfds_images, tfds_prepare
 from hume_jax.representations.images.archives import ArchiveFile
 from hume_jax.representations.images.decoding import BrokenImage as BrokenImage
 from hume_jax.representations.images.decoding import decode as decode
@@ -115,6 +115,8 @@ def open_images(
         )
     if not os.path.isfile(path):
         raise UserError(f"{where} is neither a folder nor a regular file")
+    if naming.is_image(path.name):
+        raise UserError(f"{where} is a single image: give the folder that it lies in")
     head = ArchiveFile(where).read(0, _HEAD)
     archives.check_kind(where, head)
     return (ZipImages if head.startswith(_ZIP) else TarImages)(where, labels)

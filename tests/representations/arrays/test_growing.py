@@ -268,6 +268,12 @@ def test_an_array_that_was_written_over_is_refused(path, values):
         formats.open_array(path)
 
 
+def test_a_file_in_place_of_the_folder_is_named(path):
+    path.parent.write_text("")
+    with pytest.raises(UserError, match=r"named as its folder is a file: set encode\.folder"):
+        side_file.read(path)
+
+
 @pytest.mark.parametrize("broken", [{}, [3], [[10, "empty"]], [[-1, "empty"]], [["3", "empty"]]])
 def test_broken_rows_that_cannot_be_are_refused(path, values, broken):
     path.parent.mkdir()

@@ -428,6 +428,7 @@ def test_what_is_no_list_of_images_is_an_error(tmp_path):
     fails(tmp_path / "pipe", "neither a folder nor a regular file")
     write(tmp_path, "1.png")
     fails(tmp_path, "images.label=coarse is for tfds", label_key="coarse")
+    fails(tmp_path / "1.png", "1.png is a single image: give the folder that it lies in")
 
 
 def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
