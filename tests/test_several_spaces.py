@@ -81,12 +81,12 @@ def test_what_a_step_reports_is_the_mean_over_second_spaces(rng):
     phi1 = rng.normal(size=(64, 5)).astype(np.float32)
     phi1 /= np.linalg.norm(phi1, axis=1, keepdims=True)
     space = (x, np.full(6, 1e-3, np.float32))
-    inner = InnerFit(steps=1, newton_steps=2, adjoint_steps=2)
+    inner = InnerFit(solver="gradient", steps=2, step_size=0.5, adjoint_steps=2)
     settings = search.Search(3, 20, 20, inner=inner)
     infos, step = [], jax.jit(search.step, static_argnums=4)
     for spaces in ([space], [space, space]):
         data = search.make_data(phi1, spaces, 1)
-        state = jax.jit(search.init, static_argnums=3)(0, jnp.arange(2), data, settings)
+        state = search.blank(0, jnp.arange(2), 5, (6,) * len(spaces), settings)
         infos.append(step(state, 0, data, jnp.log(jnp.full(3, 1 / 3)), settings)[1])
     assert np.all(infos[0].adjoint_residual > 0)
     for one, both in zip(*infos, strict=True):

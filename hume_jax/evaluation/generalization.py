@@ -89,7 +89,16 @@ def score(
         )
         found.append(jax.block_until_ready(values))
         done()
+    return _summary(tasks, found, log_prior, entropy_weight)
+
+
+@jax.jit
+def _summary(
+    tasks: Array, found: list[tuple[Array, Array, Array]], log_prior: Array, entropy_weight: float
+) -> Generalization:
+    """Scores from the CE, accuracy and residual of each fold, (S,) each."""
     ce, right, residual = (jnp.stack(values) for values in zip(*found, strict=True))
+    n_classes = log_prior.shape[0]
     histogram = jax.vmap(lambda t: jnp.bincount(t, length=n_classes) / t.shape[0])(tasks)
     entropy, divergence = jax.vmap(label_entropy, (0, None))(histogram, log_prior)
     heldout_ce = jnp.mean(ce, axis=0)

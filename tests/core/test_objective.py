@@ -58,7 +58,10 @@ def _relative(a, b):
 CONVERGED = {"steps": 12, "newton_steps": 100, "adjoint_steps": 200}
 
 
-@pytest.mark.parametrize(("seed", "prior"), [(0, None), (1, (0.4, 0.3, 0.2, 0.1))])
+@pytest.mark.parametrize(
+    ("seed", "prior"),
+    [pytest.param(0, None, marks=pytest.mark.slow), (1, (0.4, 0.3, 0.2, 0.1))],
+)
 def test_hypergradient_four_ways(x64, seed, prior):
     problem = oracles.problem(seed)
     given = {} if prior is None else {"prior": np.asarray(prior)}

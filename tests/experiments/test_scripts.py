@@ -392,6 +392,7 @@ def test_hypergradient_accuracy_needs_a_penalty(arrays, tmp_path):
 # ---- batch_cost
 
 
+@pytest.mark.slow
 def test_batch_cost(tmp_path, capsys):
     out = tmp_path / "out.json"
     batch_cost.main(
