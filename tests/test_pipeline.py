@@ -356,6 +356,7 @@ def test_class_prior(search, plain):
     assert np.all((-np.log(0.4) <= excess) & (excess <= -np.log(0.1)))
 
 
+@pytest.mark.slow  # core/test_search.py has the same of the steps alone
 def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
     """Not bit for bit: products of another number of tasks are summed in another order."""
     run = search(fields={"task_batch": 2})
