@@ -21,6 +21,7 @@ from ml_collections import config_dict
 
 from hume_jax import command_line
 from hume_jax import config as config_lib
+from hume_jax.errors import UserError
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.workdir import Workdir
@@ -65,7 +66,19 @@ def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
 
     def check(config: config_dict.ConfigDict, coming: Mapping[str, Stored]) -> None:
         _check(config, coming)
-        Workdir(_WORKDIR.value or config_lib.default_workdir(spec, config), config).check()
+        workdir = Workdir(_WORKDIR.value or config_lib.default_workdir(spec, config), config)
+        workdir.check()
+        for images in (config.images.train, config.images.test):
+            if (
+                config.plots
+                and images
+                and workdir.path.is_relative_to(Path(images).expanduser().resolve())
+            ):
+                raise UserError(
+                    f"workdir {workdir.path} lies among the images of {images}, of which its plots "
+                    "would be some: set --workdir to another folder"
+                )
+        store.check_present(config.data, coming)
 
     try:
         return command_line.load_encoding().ensure(config, check=check)

@@ -212,6 +212,31 @@ def test_class_folders_have_one_number_in_all_splits(folder, rng):
     assert dataset.test.labels.tolist() == [1, 2]
 
 
+class Numbered:
+    """A dataset whose images have no names but their numbers."""
+
+    name, ids, class_names, has_own_numbers = "made", ("0", "1", "2"), ("ant", "bee"), True
+
+    def __init__(self, labels, version):
+        self.labels, self._version = np.array(labels), version
+
+    def fingerprint(self):
+        return self._version
+
+
+def test_labels_are_those_of_the_images_that_are_there(tmp_path):
+    written = table.ImageTable(tmp_path)
+    for labels, version in (([0, 1, 1], "1"), ([1, 0, 1], "2")):
+        for _ in range(2):
+            written.write(Numbered(labels, version))
+        assert np.load(written.labels).tolist() == labels
+        with written.rows.open() as file:
+            assert [int(row["label"]) for row in csv.DictReader(file)] == labels
+    # What is known to be of these images is not read again.
+    written.write(Numbered([0, 0, 0], "2"))
+    assert np.load(written.labels).tolist() == [1, 0, 1]
+
+
 def test_labels_that_are_not_there_are_told_whether_or_not_arrays_are(folder):
     for _ in range(2):
         with pytest.raises(UserError, match=r"images\.label=species is for tfds:.* names of its f"):
@@ -751,12 +776,15 @@ def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(folder, c
     (folder / "other").mkdir()
     (folder / "other" / "config.json").write_text('{"seed": 5}')
     own = ("--config.n_classes=2", "--config.data.train.phi2=photos.npy")
+    np.save(folder / "nan.npy", np.full((N, 4), np.nan, np.float32))
     np.save(folder / "photos.npy", rng.normal(size=(N, 4)).astype(np.float32))
     for fields, message in (
         (("--config.n_classes=2",), "differ in rows"),
         (("--config.n_classes=9",), "differ in rows"),
         ((*own, "--workdir=other"), "other belongs to another config ("),
         ((*own, "--workdir=b.npy/run"), "b.npy/run lies under a file: set --workdir"),
+        ((*own, "--workdir=photos/run"), "photos/run lies among the images of photos, of which"),
+        ((*own[:1], "--config.data.train.phi2=nan.npy"), "values are NaN or infinite as float32"),
     ):
         _, err = finished(command(*main, *fields), status=2)
         assert message in err

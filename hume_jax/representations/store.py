@@ -162,6 +162,23 @@ def check_headers(
     _check_counts(n_classes, n, sum(array.shape[1] for array in train.phi1.arrays))
 
 
+def check_present(data: Any, coming: Mapping[str, Stored]) -> None:
+    """Looks at the values of arrays that are there, before others are encoded beside them.
+
+    Args:
+      data: the config's `data` section.
+      coming: the arrays that are not there, by their path.
+
+    Raises:
+      UserError: some are NaN or infinite, also as float32.
+    """
+    for split in ("train", "test") if coming else ():
+        for name in ("phi1", "phi2"):
+            for path in headers.several(data[split][name]):
+                if path not in coming:
+                    checks.scan(find_array(path), formats.open_array(path))
+
+
 def search_splits(dataset: Dataset, setting: str) -> tuple[Split, ...]:
     """Returns the splits whose rows are searched: train, or train then test if transductive."""
     if setting == "inductive":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class ImageTable:
         suffix = f".{label}" if label else ""
         self.rows = folder / f"images{suffix}.csv"
         self.labels = folder / f"labels{suffix}.npy"
+        # Which images they are of; written last.
+        self._about = folder / f"images{suffix}.json"
 
     def write(self, source: "sources.Source") -> None:
         """Writes `images.csv` (row, id, label, class), and the labels; what is there stays.
@@ -45,17 +48,21 @@ class ImageTable:
         Raises:
           UserError: the files cannot be written.
         """
-        known = self.rows.exists() and ids(self.rows) == list(source.ids)
+        about = {"images_digest": source.fingerprint()}
+        known = self.rows.exists() and _read_json(self._about) == about
         if known and (self.labels.exists() or source.labels is None):
             return
         try:
             self._write(source)
+            with atomic_write(self._about) as file:
+                file.write((json.dumps(about) + "\n").encode())
         except OSError as error:
             raise UserError(f"{self.rows} cannot be written: {error.strerror}") from error
 
     def _write(self, source: "sources.Source") -> None:
         self.rows.parent.mkdir(parents=True, exist_ok=True)
         # What an earlier list of images left here.
+        self._about.unlink(missing_ok=True)
         self.labels.unlink(missing_ok=True)
         # Once: of a tfds dataset, asking looks which records have been read.
         numbers, names = source.labels, source.class_names
@@ -75,6 +82,13 @@ class ImageTable:
             writer.writerow([row, name, labels[row], names[number] if number < len(names) else ""])
         with atomic_write(self.rows) as file:
             file.write(text.getvalue().encode())
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def ids(table: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """Images of a TensorFlow dataset (TFDS), read without TensorFlow."""
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ FORM = "tfds:NAME[/CONFIG][:VERSION]/SPLIT"
 # A split may be a slice, `train[:10%]`, or a sum, `train+test`, as TFDS writes them.
 _SPEC = re.compile(r"tfds:(?P<dataset>[^/:]+(/[^/:]+)?(:\d[\w.*]*)?)/(?P<split>[^/]+)")
 _LABEL_KEY = "label"
+# Bytes of a file that are looked at, thrice.
+_SAMPLED = 2**16
 # What the reader of the records raises over damaged files.
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -76,6 +80,8 @@ class TfdsImages:
         self._keys = keys
         info = builder.info
         self._identity = (info.full_name, found["split"], *_shards(info, found["split"]))
+        self._files = [part.filename for part in info.splits[found["split"]].file_instructions]
+        self._fingerprint = ""
         self.ids: Sequence[str] = tuple(map(str, range(len(self._records))))
         self._labels = np.zeros(len(self.ids), np.int64)
         self._is_read = np.zeros(len(self.ids), bool)
@@ -123,8 +129,20 @@ class TfdsImages:
         return self._labels
 
     def fingerprint(self) -> str:
-        """Returns a hash of the dataset's name, config, version, split and size of its files."""
-        return naming.digest(map(str, self._identity))
+        """Returns a hash of the dataset's name, config, version, split, and parts of its files.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+        if not self._fingerprint:
+            try:
+                parts = [_sampled(file) for file in self._files]
+            except OSError as error:
+                raise UserError(
+                    f"{self.name} cannot be read, copy or prepare the dataset again: {error}"
+                ) from error
+            self._fingerprint = naming.digest(map(str, (*self._identity, *parts)))
+        return self._fingerprint
 
 
 def _keys(where: str, features: Any, label_key: str | None) -> _Keys:
@@ -184,6 +202,18 @@ def _check_split(where: str, info: Any, split: str) -> None:
         ) from error
     if not count:
         raise UserError(f"{where}: the split {split!r} holds no images")
+
+
+def _sampled(file: str) -> str:
+    """Returns a hash of a file's size, and of what stands at its beginning, middle and end."""
+    content = hashlib.sha256()
+    with tfds_prepare.load().core.Path(file).open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        content.update(str(size).encode())
+        for at in (0, size // 2, max(0, size - _SAMPLED)):
+            stream.seek(at)
+            content.update(stream.read(_SAMPLED))
+    return content.hexdigest()
 
 
 def _shards(info: Any, split: str) -> list[object]:

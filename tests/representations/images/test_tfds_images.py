@@ -235,6 +235,22 @@ def test_a_truncated_record_file_is_an_error(prepared, tmp_path, length):
         open_tiny(tmp_path / "copy").read(0)
 
 
+def test_another_dataset_of_the_same_name_is_known_by_its_files(prepared, tmp_path):
+    """Of as many images, under the same version."""
+    shutil.copytree(prepared, tmp_path / "copy")
+    expected = open_tiny(prepared).fingerprint()
+    assert open_tiny(tmp_path / "copy").fingerprint() == expected
+    for file in (tmp_path / "copy").rglob("*train.array_record-*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    assert open_tiny(tmp_path / "copy").fingerprint() != expected
+    for file in (tmp_path / "copy").rglob("*.array_record-*"):
+        file.unlink()
+    with pytest.raises(UserError, match="cannot be read, copy or prepare the dataset again"):
+        open_tiny(tmp_path / "copy").fingerprint()
+
+
 def test_missing_record_files_are_an_error(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy")
     for file in (tmp_path / "copy").rglob("*.array_record-*"):
