@@ -329,6 +329,7 @@ def test_several_first_spaces_are_joined(search, plain, folder):
     assert run.searched() != plain.searched()
 
 
+@pytest.mark.slow
 def test_preset_paper_and_several_second_spaces(search, plain, folder):
     paths = (str(folder / "phi2.npy"), str(folder / "phi1.npy"))
     run = search("preset=paper", {"data.train.phi2": paths, "n_tasks": TASKS})

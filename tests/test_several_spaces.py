@@ -75,6 +75,7 @@ def test_the_objective_is_the_mean_over_second_spaces(x64, rng):
     assert len(terms.solutions) == 2
 
 
+@pytest.mark.slow
 def test_what_a_step_reports_is_the_mean_over_second_spaces(rng):
     """The same space twice is that space."""
     x = rng.normal(size=(64, 6)).astype(np.float32)

@@ -19,6 +19,8 @@ from hume_jax.core import inner_fit, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import InnerSpace, Subset, Terms, objective
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "paper_parity.npz"
 CASES = (
     "small",

@@ -9,6 +9,8 @@ from hume_jax.core import subsets
 from hume_jax.core.inner_fit import InnerFit, coordinates
 from hume_jax.representations import scaling
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 N, V, TRAIN, SIZE = 61, 4, 9, 14
 WIDTHS, D2 = (7, 5), 6
 NESTEROV = InnerFit(solver="nesterov")

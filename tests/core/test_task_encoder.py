@@ -8,6 +8,8 @@ import pytest
 
 from hume_jax.core import task_encoder
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def _logits(k: int, n: int, scale: float = 3.0) -> jax.Array:
     return scale * jax.random.normal(jax.random.key(k), (k, n))
