@@ -86,12 +86,15 @@ def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str,
                 f"config field {field!r} is {given}: where 'encode.{name}' has '' for an encoder, "
                 "it gives the path of an array of your own"
             )
-        if spec and path and not path.endswith(".npy"):
+        if not path:
+            place = str(folder_of(values, split) / f"{presets.slug(presets.parse(spec))}.npy")
+        elif spec and not path.endswith(".npy"):
             raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
-        own = folder_of(values, split) / f"{presets.slug(presets.parse(spec))}.npy" if spec else ""
-        paths.append(path or str(own))
+        else:
+            place = path
+        paths.append(place)
         if spec:
-            found.append(Array(field, split, spec, paths[-1], store.find_array(paths[-1])))
+            found.append(Array(field, split, spec, place, store.find_array(place)))
     section[name] = paths[0] if len(paths) == 1 else tuple(paths)
     return found
 

@@ -22,6 +22,7 @@ import hume_jax
 from hume_jax import encoded_arrays
 from hume_jax.encoded_arrays import Array
 from hume_jax.errors import UserError
+from hume_jax.files import existing_folder
 from hume_jax.parallel import ALONE, Processes
 from hume_jax.progress import count
 from hume_jax.representations.arrays import formats, side_file
@@ -257,9 +258,7 @@ def _check_disk(jobs: Sequence[Job], coming: Mapping[str, Stored]) -> None:
     """Checks that all arrays that are not begun yet fit, disk by disk."""
     needed: dict[int, tuple[Path, int]] = {}
     for array in (array for job in jobs for array in job.missing if not _is_there(array)):
-        folder = array.path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
+        folder = existing_folder(array.path.absolute().parent)
         if not side_file.part(array.path).exists():
             header, disk = coming[array.name], folder.stat().st_dev
             size = header.shape[0] * header.shape[1] * header.dtype.itemsize

@@ -31,6 +31,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     sync_folder(target.parent)
 
 
+def existing_folder(path: Path) -> Path:
+    """Returns a path, or the nearest one above it that is there: where its disk is known."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def sync_folder(folder: Path) -> None:
     """Writes a folder's list of names to disk, so that a rename survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -23,7 +23,7 @@ from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
-from hume_jax.files import atomic_write
+from hume_jax.files import atomic_write, existing_folder
 
 # What a run writes. Where one of them stands without a config.json beside it, it is someone else's.
 _OWN_FILES = (
@@ -106,9 +106,7 @@ class Workdir:
         Raises:
           UserError: as entering.
         """
-        there = self.path
-        while not there.exists():
-            there = there.parent
+        there = existing_folder(self.path)
         if not there.is_dir():
             raise self._no_folder("is a file" if there == self.path else "lies under a file")
         if not os.access(there, os.W_OK | os.X_OK):

@@ -259,9 +259,19 @@ def zeros(array):
         ),
         ("phi1", identical, r": all 200 rows are identical, every column is constant"),
         # representations/test_store.py has these of the other space too.
-        pytest.param("phi2", identical, ": all 200 rows are identical", marks=pytest.mark.slow),
+        pytest.param(
+            "phi2",
+            identical,
+            r": all 200 rows are identical, every column is constant",
+            marks=pytest.mark.slow,
+        ),
         ("phi1", zeros, r": 3 of 200 rows have zero norm, more than 1 %"),
-        pytest.param("phi2", zeros, ": 3 of 200 rows have zero norm", marks=pytest.mark.slow),
+        pytest.param(
+            "phi2",
+            zeros,
+            r": 3 of 200 rows have zero norm, more than 1 %",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_values(fails, folder, name, change, message):

@@ -163,7 +163,9 @@ def check_headers(
 
 
 def check_present(data: Any, coming: Mapping[str, Stored]) -> None:
-    """Looks at the values of arrays that are there, before others are encoded beside them.
+    """Looks at the values of the user's own arrays, before others are encoded beside them.
+
+    Those of arrays that were encoded were looked at when they were written.
 
     Args:
       data: the config's `data` section.
@@ -175,8 +177,9 @@ def check_present(data: Any, coming: Mapping[str, Stored]) -> None:
     for split in ("train", "test") if coming else ():
         for name in ("phi1", "phi2"):
             for path in headers.several(data[split][name]):
-                if path not in coming:
-                    checks.scan(find_array(path), formats.open_array(path))
+                file = find_array(path)
+                if path not in coming and side_file.read(file) is None:
+                    checks.scan(file, formats.open_array(path))
 
 
 def search_splits(dataset: Dataset, setting: str) -> tuple[Split, ...]:

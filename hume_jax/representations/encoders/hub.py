@@ -13,6 +13,7 @@ from typing import NamedTuple
 from absl import logging
 
 from hume_jax.errors import UserError
+from hume_jax.files import existing_folder
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # For the Hub to answer at all.
@@ -134,8 +135,7 @@ def _answers(
 
 def _check_disk(what: str, size: int | None, folder: Path, setting: str) -> None:
     """Raises a `UserError` where a file of a known size will not fit."""
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_folder(folder)
     free = shutil.disk_usage(folder).free
     if size is not None and size > free:
         raise UserError(

@@ -170,7 +170,7 @@ def _torch_tensors(path: Path, torch: Any) -> dict[str, Any]:
     import pickle  # Only for the name of the exception with which PyTorch refuses an object.
 
     mapped = zipfile.is_zipfile(path)
-    # A version of PyTorch before 0.4 wrote such, which it reads by pickle alone.
+    # The oldest versions of PyTorch wrote such, which are read by pickle alone.
     if not mapped and tarfile.is_tarfile(path):
         raise UserError(f"the weights {path}: this is a tar archive, not a file of torch.save")
     try:

@@ -79,8 +79,8 @@ class TfdsImages:
         self._records = _records(where, builder, found["split"], keys)
         self._keys = keys
         info = builder.info
-        self._identity = (info.full_name, found["split"], *_shards(info, found["split"]))
-        self._files = [part.filename for part in info.splits[found["split"]].file_instructions]
+        self._full_name, self._split = info.full_name, found["split"]
+        self._parts = info.splits[self._split].file_instructions
         self._fingerprint = ""
         self.ids: Sequence[str] = tuple(map(str, range(len(self._records))))
         self._labels = np.zeros(len(self.ids), np.int64)
@@ -136,12 +136,15 @@ class TfdsImages:
         """
         if not self._fingerprint:
             try:
-                parts = [_sampled(file) for file in self._files]
+                parts = [
+                    (part.basename(), part.skip, part.take, _sampled(part.filename))
+                    for part in self._parts
+                ]
             except OSError as error:
                 raise UserError(
                     f"{self.name} cannot be read, copy or prepare the dataset again: {error}"
                 ) from error
-            self._fingerprint = naming.digest(map(str, (*self._identity, *parts)))
+            self._fingerprint = naming.digest(map(str, (self._full_name, self._split, *parts)))
         return self._fingerprint
 
 
@@ -214,9 +217,3 @@ def _sampled(file: str) -> str:
             stream.seek(at)
             content.update(stream.read(_SAMPLED))
     return content.hexdigest()
-
-
-def _shards(info: Any, split: str) -> list[object]:
-    return [
-        (part.basename(), part.skip, part.take) for part in info.splits[split].file_instructions
-    ]

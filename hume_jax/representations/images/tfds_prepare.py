@@ -11,6 +11,7 @@ from absl import logging
 
 from hume_jax.config_checks import suggest
 from hume_jax.errors import UserError
+from hume_jax.files import existing_folder
 
 FORMAT = "array_record"
 
@@ -150,10 +151,7 @@ def _check_disk(where: str, builder: Any) -> None:
     sizes = [int(known.size or 0) for known in (builder.url_infos or {}).values()]
     copies = 1 if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else _COPIES
     needed = max(copies * sum(sizes), int(builder.info.download_size + builder.info.dataset_size))
-    folder = Path(builder.data_dir)
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing_folder(Path(builder.data_dir))).free
     if needed > free:
         raise UserError(
             f"{where} needs about {needed / 1e9:.1f} GB in {builder.data_dir} to be prepared, "
