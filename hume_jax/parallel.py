@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,8 +21,10 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hume_jax.core.search import Data, State
 from hume_jax.errors import LostProcess, UserError
+
+if TYPE_CHECKING:  # Who encodes images need not wait for the import of the search.
+    from hume_jax.core.search import Data, State
 
 # Seconds that the processes of a run wait for each other to start.
 _PATIENCE = 300
@@ -48,13 +50,13 @@ def make_mesh(tasks: int, shards: int, devices: int | None = None) -> Mesh:
     )
 
 
-def place_data(data: Data, mesh: Mesh) -> Data:
+def place_data(data: "Data", mesh: Mesh) -> "Data":
     """Spreads the virtual shards over ``data``; every ``task`` row of the mesh has all of them."""
     shards = data.phi1.shape[0]
     return _place(data, mesh, lambda leaf: P("data") if leaf.shape[0] == shards else P())
 
 
-def place_state(state: State, mesh: Mesh) -> State:
+def place_state(state: "State", mesh: Mesh) -> "State":
     """Spreads the tasks over ``task``."""
     return _place(state, mesh, lambda leaf: P("task") if np.ndim(leaf) else P())
 

@@ -25,8 +25,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests, and the commands they run, share what was compiled: it takes most of their time."""
+    base, worker = tmp_path_factory.getbasetemp(), os.environ.get("PYTEST_XDIST_WORKER")
+    # One folder for all workers of pytest-xdist, which have a folder each beneath that of the run.
+    # A size, however large, makes JAX lock the folder while it writes.
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str((base.parent if worker else base) / "compiled"),
+        "jax_compilation_cache_max_size": 2**34,
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():

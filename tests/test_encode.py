@@ -770,23 +770,50 @@ def test_from_a_folder_of_images_to_its_classes(broken, command, rng):
     assert "confusion" in results["ensemble"]["train"]
 
 
-def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(folder, command, rng):
+OWN = ("--config.n_classes=2", "--config.data.train.phi2=photos.npy")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        pytest.param(("--config.n_classes=2",), "differ in rows", id="rows"),
+        pytest.param(
+            ("--config.n_classes=9",), "differ in rows", id="rows first", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            (*OWN, "--workdir=other"),
+            "other belongs to another config (",
+            id="another config",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*OWN, "--workdir=b.npy/run"),
+            "b.npy/run lies under a file: set --workdir",
+            id="under a file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*OWN, "--workdir=photos/run"),
+            "photos/run lies among the images of photos, of which",
+            id="among the images",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*OWN[:1], "--config.data.train.phi2=nan.npy"),
+            "values are NaN or infinite as float32",
+            id="nan",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_images_is_known_before_they_are_encoded(
+    folder, command, rng, fields, message
+):
     np.save(folder / "b.npy", rng.normal(size=(N + 1, 4)).astype(np.float32))
-    main = ("main", *COMMAND[1:-1], "--config.data.train.phi2=b.npy")
-    (folder / "other").mkdir()
-    (folder / "other" / "config.json").write_text('{"seed": 5}')
-    own = ("--config.n_classes=2", "--config.data.train.phi2=photos.npy")
     np.save(folder / "nan.npy", np.full((N, 4), np.nan, np.float32))
     np.save(folder / "photos.npy", rng.normal(size=(N, 4)).astype(np.float32))
-    for fields, message in (
-        (("--config.n_classes=2",), "differ in rows"),
-        (("--config.n_classes=9",), "differ in rows"),
-        ((*own, "--workdir=other"), "other belongs to another config ("),
-        ((*own, "--workdir=b.npy/run"), "b.npy/run lies under a file: set --workdir"),
-        ((*own, "--workdir=photos/run"), "photos/run lies among the images of photos, of which"),
-        ((*own[:1], "--config.data.train.phi2=nan.npy"), "values are NaN or infinite as float32"),
-    ):
-        _, err = finished(command(*main, *fields), status=2)
-        assert message in err
-        assert len(err.splitlines()) == 1
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"seed": 5}')
+    _, err = finished(command("main", *COMMAND[1:-1], "--config.data.train.phi2=b.npy", *fields), 2)
+    assert message in err
+    assert len(err.splitlines()) == 1
     assert not (folder / "representations").exists()
