@@ -18,9 +18,9 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# A process for each core, up to where memory rather than time would run short. What has not begun
-# goes to whichever is free.
-PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+# A process for each core, up to where memory rather than time would run short. The tests of a file
+# stay together, for they share runs and compiled programs.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test test-all lint types format clean
