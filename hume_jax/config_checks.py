@@ -61,10 +61,10 @@ _AT_MOST = {"seed": 2**31 - 1, "ensemble.fraction": 1}
 _LESS_THAN = {"search.train_fraction": 1}
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'X'?` with the nearest known word, or nothing if none is near."""
-    near = nearest(word, known)
-    return f"; did you mean {near!r}?" if near else ""
+def suggest(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Returns `; did you mean 'X'?` with the nearest known words, or nothing if none is near."""
+    near = difflib.get_close_matches(word, list(known), most, 0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -30,6 +30,8 @@ _PROCESSES = flags.DEFINE_integer(
     "processes", 1, "How many processes, with --distributed=HOST:PORT."
 )
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
+# For --help; read before the flags are parsed, since it needs no config.
+flags.DEFINE_bool("list", False, "Print the encoders that there are, and do nothing else.")
 
 
 def main(argv: list[str]) -> None:

@@ -80,6 +80,12 @@ def _prepare(
 ) -> tuple[config_dict.ConfigDict, list[Job]]:
     """Finds out what is missing, and all that can be wrong before it is encoded."""
     config, arrays = encoded_arrays.fill(config)
+    if not arrays:
+        logging.warning(
+            "images.train=%s is not used, nor are labels of it: neither encode.phi1 nor "
+            "encode.phi2 names an encoder",
+            config.images.train or config.images.test,
+        )
     missing = [array for array in arrays if not _is_there(array)]
     if missing:
         loader.check_installed()

@@ -525,6 +525,12 @@ def test_what_is_wrong_is_known_before_the_first_image(folder, fields, message):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_images_that_are_not_used_are_told(folder, caplog):
+    config = encoding.ensure(configured(encode__phi1="", data__train__phi1="own.npy"))
+    assert "images.train=photos is not used, nor are labels of it: neither" in caplog.text
+    assert not config.data.train.labels
+
+
 def test_weights_are_looked_at_before_a_dataset_is_prepared(folder):
     dataset = {"images__train": "tfds:mnist/train", "images__tfds_folder": str(folder / "tfds")}
     with pytest.raises(UserError, match=r"no\.safetensors: this file is not there"):

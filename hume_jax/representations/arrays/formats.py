@@ -132,6 +132,7 @@ def check_memory(arrays: Iterable[Stored]) -> None:
 def _find_npy(file: Path, member: str, hint: str) -> Stored:
     if member:
         raise UserError(f"{file} is one array, there is no {member!r} in it: give {file} alone")
+    side_file.check_whole(file)
     array = checks.open_array(file, hint)
     images = side_file.check(file, array).get("ids_digest", "")
     return Stored(str(file), array.shape, array.dtype, lambda: array, images=images)

@@ -59,6 +59,13 @@ def read(array: Path) -> dict[str, Any] | None:
     return content
 
 
+def check_whole(file: Path) -> None:
+    """Raises a `UserError` about a file in which the rows of an array are still being gathered."""
+    array = file.with_suffix("")
+    if file == part(array) and read(array) is not None:
+        raise UserError(f"{file} is half-written: {GO_ON}, until {array} is there")
+
+
 def broken(array: Path) -> list[tuple[int, str]]:
     """Returns the rows of zeros of a finished array whose images were broken, and why they were."""
     return [(row, why) for row, why in (read(array) or {}).get("broken", ())]

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from hume_jax.config_checks import suggest
 from hume_jax.errors import UserError
-from hume_jax.representations.encoders import hub, weights
+from hume_jax.representations.encoders import hub, tensor_files, weights
 from hume_jax.representations.encoders.hub import Fetched
 from hume_jax.representations.encoders.published import PRESETS as PRESETS
 from hume_jax.representations.encoders.published import Preset as Preset
@@ -104,8 +104,11 @@ def load(encoder: Encoder) -> tuple[dict[str, Any], Fetched]:
             f"encoder {encoder.spec!r}: {fetched.path} is not the file that is asked for: its "
             f"SHA-256 is {fetched.sha256}, not {encoder.sha256}; get it anew, or correct sha256"
         )
-    tensors = weights.read(fetched.path)
     where = f"encoder {encoder.spec!r}: {fetched.path}"
+    try:
+        tensors = weights.read(fetched.path)
+    except UserError as error:
+        raise UserError(f"encoder {encoder.spec!r}: {error}") from error
     try:
         rules = encoder.preset.rules(encoder.model, list(tensors))
     except UserError as error:
@@ -190,12 +193,19 @@ def describe() -> str:
             f"`{name}`",
             str(_columns(preset.model, crop)),
             f"{crop} px",
-            _place(published, digits=7) or "none, give your own",
+            _table_entry(published),
             published.licence,
             _state(published),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _table_entry(published: Weights) -> str:
+    place = _place(published, digits=7)
+    if place and tensor_files.needs_torch(published.filename or place):
+        return f"{place} (extra `torch`)"
+    return place or "none, give your own"
 
 
 def _state(published: Weights) -> str:
@@ -274,6 +284,7 @@ def _fetch(encoder: Encoder) -> Fetched:
     if not where:
         raise UserError(f"encoder {encoder.spec!r} comes without weights: {_advice(encoder)}")
     if where.startswith(_WEB):
+        _check_readable(encoder, where)
         return _download(encoder)
     if _is_file(where):
         try:
@@ -284,6 +295,7 @@ def _fetch(encoder: Encoder) -> Fetched:
             raise UserError(f"encoder {encoder.spec!r}: {error}{advice}") from error
     repo, _, revision = where.partition("@")
     filename = encoder.preset.weights.filename or _FILENAME
+    _check_readable(encoder, filename)
     try:
         fetched = hub.fetch(repo, filename, revision or None)
     except UserError as error:
@@ -294,6 +306,17 @@ def _fetch(encoder: Encoder) -> Fetched:
             f"required {revision}: delete it and download it anew"
         )
     return fetched
+
+
+def _check_readable(encoder: Encoder, name: str) -> None:
+    """Raises a `UserError` where a file could not be read here, before it is downloaded."""
+    try:
+        tensor_files.check_readable(name)
+    except UserError as error:
+        raise UserError(
+            f"encoder {encoder.spec!r}: {error}; `python -m hume_jax.encode --list` names encoders "
+            "that do not need it"
+        ) from error
 
 
 def _download(encoder: Encoder) -> Fetched:

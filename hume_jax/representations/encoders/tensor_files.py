@@ -100,12 +100,23 @@ def read(path: str | Path) -> TensorFile:
         return _read_safetensors(path)
     if path.suffix == ".npz":
         return _read_npz(path)
-    if path.suffix in _TORCH_SUFFIXES:
+    if needs_torch(path):
         return _read_torch(path)
     raise UserError(
         f"the weights {path}: files that end in '{path.suffix}' are not known; "
         "give .safetensors, .npz, .pth, .pt, .pth.tar or .bin"
     )
+
+
+def needs_torch(name: str | Path) -> bool:
+    """Whether a file of this name is PyTorch's."""
+    return Path(name).suffix in _TORCH_SUFFIXES
+
+
+def check_readable(name: str | Path) -> None:
+    """Raises a `UserError` where a file of this name could not be read for want of PyTorch."""
+    if needs_torch(name):
+        _torch(name)
 
 
 def _read_safetensors(path: Path) -> TensorFile:
@@ -144,7 +155,7 @@ def _read_npz(path: Path) -> TensorFile:
     return TensorFile({name: array.shape for name, array in stored.items()}, load)
 
 
-def _read_torch(path: Path) -> TensorFile:
+def _torch(path: str | Path) -> Any:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -152,6 +163,11 @@ def _read_torch(path: Path) -> TensorFile:
             f'reading {path} needs PyTorch: pip install "hume_jax[torch]", or give the same '
             "weights as .safetensors"
         ) from error
+    return torch
+
+
+def _read_torch(path: Path) -> TensorFile:
+    torch = _torch(path)
     tensors = _torch_tensors(path, torch)
 
     def load(name: str) -> np.ndarray:

@@ -105,6 +105,12 @@ def classes(where: str, ids: Sequence[str]) -> Classes:
     pairs = zip(min(folders.values()), max(folders.values()), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     if any(len(parts) == shared for parts in folders.values()):
+        if any(folders.values()):
+            logging.info(
+                "%s: its folders are not taken for classes, since %s: no labels are read off them",
+                where,
+                "all images lie in one" if len(folders) == 1 else "images lie beside some of them",
+            )
         return Classes(None, ())
     names = tuple(sorted({parts[shared] for parts in folders.values()}))
     if all(name.casefold() in _SPLITS for name in names):

@@ -80,8 +80,8 @@ def find(where: str, dataset: str, folder: str) -> Any:
             near = f"; there is {', '.join(there[name])}" if name in there else ""
             raise UserError(
                 f"{where}: TFDS {tfds.__version__} knows no dataset {name!r}, and none of that "
-                f"name, config and version is prepared in {_folder(folder)}, which "
-                f"images.tfds_folder names{near or suggest(name, [*known, *there])}"
+                f"name, config and version is prepared in {_folder(folder)} (see "
+                f"images.tfds_folder){near or suggest(name, [*known, *there], most=3)}"
             ) from error
         configs = list(tfds.builder_cls(name).builder_configs)
         if config and config not in configs:

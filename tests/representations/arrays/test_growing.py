@@ -249,6 +249,13 @@ def test_a_half_written_array_is_refused(path, values):
         side_file.check(path, values)
 
 
+def test_the_rows_so_far_are_no_array(path, values):
+    with begin(path) as array:
+        array.write(np.arange(2), values[:2])
+    with pytest.raises(UserError, match=r"phi\.npy\.part is half-written: the same .* until .*npy"):
+        formats.open_header(f"{path}.part")
+
+
 def test_opening_a_half_written_array_says_so(path, values):
     with begin(path) as array:
         array.write(np.arange(4), values[:4])

@@ -378,12 +378,27 @@ def test_what_is_downloaded_has_the_md5_that_was_published(tmp_path, monkeypatch
     assert text.endswith("and give the file, moco_v2_r50:weights=FILE,unit_norm")
 
 
+def test_a_file_that_needs_pytorch_is_not_downloaded_without_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda *arguments: asked.append(arguments))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    text = fails(presets.load, presets.parse("clip_vit_b32"))
+    assert text.startswith("encoder 'clip_vit_b32': reading pytorch_model.bin needs PyTorch: pip")
+    assert not asked
+
+
+def test_a_file_that_cannot_be_read_names_its_encoder(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    spec = f"dinov2_vits14:weights={tmp_path / 'a.safetensors'}"
+    assert fails(presets.load, presets.parse(spec)).startswith(f"encoder {spec!r}: ")
+
+
 def test_presets_without_weights_on_the_hub_say_what_to_get(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     text = fails(presets.load, presets.parse("moco_v2_r50"))
-    assert 'need PyTorch: pip install "hume_jax[torch]"; download https://' in text
-    assert "moco_v2_800ep_pretrain.pth.tar (licence: MIT since 2023-01-18" in text
-    assert text.endswith("moco_v2_r50:weights=FILE")
+    assert text.startswith("encoder 'moco_v2_r50': reading https://")
+    assert 'needs PyTorch: pip install "hume_jax[torch]"' in text
+    assert "`python -m hume_jax.encode --list` names encoders that do not need it" in text
     text = fails(presets.load, presets.parse("moco_v2_r18_cifar"))
     assert "none are published" in text
     assert text.endswith("moco_v2_r18_cifar:weights=FILE")

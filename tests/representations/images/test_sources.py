@@ -508,6 +508,19 @@ def test_classes_follow_their_definition(folders):
         assert found.names == tuple(sorted(set(expected)))
 
 
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        (("cat/1.png", "cat/2.png"), "all images lie in one"),
+        (("cat/1.png", "dog/1.png", "2.png"), "images lie beside some of them"),
+    ],
+)
+def test_why_folders_are_no_classes_is_told(ids, why, caplog):
+    with caplog.at_level("INFO"):
+        assert naming.classes("photos", ids).labels is None
+    assert f"photos: its folders are not taken for classes, since {why}" in caplog.text
+
+
 def test_folders_that_look_like_splits_are_told(tmp_path, caplog):
     write(tmp_path, "train/1.png", "Test/2.png")
     sources.open_images(str(tmp_path))

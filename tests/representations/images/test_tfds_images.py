@@ -271,6 +271,8 @@ def test_names_of_another_form_are_refused(name):
 def test_unknown_names_come_with_the_nearest(prepared, tmp_path):
     folder = {"tfds_folder": str(prepared)}
     fails("knows no dataset 'sll10'.*did you mean 'stl10'", "tfds:sll10/train", **folder)
+    message = fails("did you mean 'cifar10_1' or ", "tfds:cifar11/train", **folder)
+    assert "'cifar10'" in message
     fails(
         "no split 'trian', only test, train.*did you mean 'train'",
         "tfds:tiny_photos/trian",
