@@ -1,4 +1,4 @@
-"""Makes the golden file of tests/representations/test_preprocess.py.
+"""Makes the golden file of tests/representations/images/test_preprocess.py.
 
     python -m pip install ".[golden]"
     python experiments/make_preprocess_golden.py
@@ -119,8 +119,8 @@ def _image(pixels: np.ndarray) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     """Writes the file and prints the differences."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     images = {name: _image(pixels) for name, pixels in photographs().items()}
     crops = {
         family: {name: prepare(image) for name, image in images.items()}

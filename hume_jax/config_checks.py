@@ -63,13 +63,20 @@ _LESS_THAN = {"search.train_fraction": 1}
 
 def suggest(word: str, known: Iterable[str], most: int = 1) -> str:
     """Returns `; did you mean 'X'?` with the nearest known words, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(known), most, 0.6)
+    near = _near(word, known, most)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns the known word nearest to a mistyped one, '' if none is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.6)), "")
+    return next(iter(_near(word, known, 1)), "")
+
+
+def _near(word: str, known: Iterable[str], most: int) -> list[str]:
+    """The nearest first; capitals do not count."""
+    by_text = {text.casefold(): text for text in known}
+    found = difflib.get_close_matches(word.casefold(), list(by_text), most, 0.6)
+    return [by_text[text] for text in found]
 
 
 def check_choice(name: str, value: Any) -> None:

@@ -12,6 +12,7 @@ a file system that all of them see:
     python -m hume_jax.encode --config=... --distributed=10.0.0.1:1234 --processes=2 --process=0
 """
 
+import re
 import sys
 
 from absl import flags
@@ -32,6 +33,7 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
 # For --help; read before the flags are parsed, since it needs no config.
 flags.DEFINE_bool("list", False, "Print the encoders that there are, and do nothing else.")
+_LIST = re.compile(r"--?list(=(1|t|true|y|yes))?", re.IGNORECASE)
 
 
 def main(argv: list[str]) -> None:
@@ -72,7 +74,7 @@ def show_presets(argv: list[str]) -> None:
 
 def run() -> None:
     """`python -m hume_jax.encode`."""
-    if "--list" in sys.argv[1:]:
+    if any(_LIST.fullmatch(argument) for argument in sys.argv[1:]):
         command_line.guarded(show_presets)(sys.argv)
     else:
         command_line.run(main)

@@ -91,7 +91,11 @@ def _prepare(
         loader.check_installed()
     # A dataset of tfds may be downloaded and prepared when it is opened, which takes longer than
     # to get weights; a folder or archive does not.
-    prepares = any(config.images[a.split].startswith(tfds_images.PREFIX) for a in missing)
+    prepares = False
+    for where in dict.fromkeys(config.images[array.split] for array in missing):
+        if where.startswith(tfds_images.PREFIX):
+            settings, prepares = config.images, True
+            tfds_images.check(where, settings.labels, settings.label, settings.tfds_folder)
     _check_loads(missing if prepares else [a for a in missing if not presets.parse(a.spec).weights])
     jobs = [
         _job(config, split, [array for array in arrays if array.split == split])

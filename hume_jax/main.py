@@ -82,6 +82,14 @@ def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
 
     try:
         return command_line.load_encoding().ensure(config, check=check)
+    except UserError as error:
+        if not config_lib.load(spec).images.train:
+            raise
+        # The images are of the config file's own choice.
+        raise UserError(
+            f"{error}; {spec.partition(':')[0]} says at its beginning what it needs, and what else "
+            "it takes"
+        ) from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
         sys.exit(130)

@@ -22,7 +22,7 @@ from hume_jax.representations import encode, store
 from hume_jax.representations.arrays import side_file
 from hume_jax.representations.encoders import hub, presets
 from hume_jax.representations.images import folder as folder_module
-from hume_jax.representations.images import preprocess, sources, table
+from hume_jax.representations.images import preprocess, sources, table, tfds_prepare
 
 TESTS = pathlib.Path(__file__).resolve().parent
 N = 23
@@ -531,12 +531,19 @@ def test_images_that_are_not_used_are_told(folder, caplog):
     assert not config.data.train.labels
 
 
-def test_weights_are_looked_at_before_a_dataset_is_prepared(folder):
+def test_datasets_are_known_then_weights_then_it_is_prepared(folder, monkeypatch):
     dataset = {"images__train": "tfds:mnist/train", "images__tfds_folder": str(folder / "tfds")}
-    with pytest.raises(UserError, match=r"no\.safetensors: this file is not there"):
-        encoding.ensure(configured(encode__phi1="tiny:weights=no.safetensors", **dataset))
+    no_weights = {"encode__phi1": "tiny:weights=no.safetensors"}
+    with pytest.raises(UserError, match=r"knows no dataset 'Mnis'.*did you mean 'mnist'"):
+        encoding.ensure(configured(**no_weights, **dataset | {"images__train": "tfds:Mnis/train"}))
     with pytest.raises(UserError, match=r"tfds:mnist/train is not prepared .*hume_jax\[prepare\]"):
-        encoding.ensure(configured(**dataset))
+        encoding.ensure(configured(**no_weights, **dataset))
+    prepared = []
+    monkeypatch.setattr(tfds_prepare, "check", lambda *_: None)
+    monkeypatch.setattr(tfds_prepare, "prepare", lambda *_: prepared.append(1))
+    with pytest.raises(UserError, match=r"no\.safetensors: this file is not there"):
+        encoding.ensure(configured(**no_weights, **dataset))
+    assert not prepared
 
 
 @pytest.mark.parametrize("package", ["grain", "PIL"])

@@ -147,10 +147,14 @@ def test_missing_files_of_the_papers_configs(fails, folder):
 def test_a_dataset_of_the_paper_that_is_not_prepared(fails, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("tfds")
     flags = ("--config=configs/stl10.py", f"--config.images.tfds_folder={elsewhere}")
-    # Weights that cannot be downloaded are known before a dataset is prepared.
-    line = fails(*flags, "--config.encode.phi1=moco_v2_r18_stl10:unit_norm")
-    assert "encoder 'moco_v2_r18_stl10:unit_norm' comes without weights: none are publ" in line
-    assert line.endswith("give a file of your own, moco_v2_r18_stl10:weights=FILE,unit_norm")
+    line = fails(*flags)
+    assert "tfds:stl10/train is not prepared in" in line
+    assert (
+        'TFDS needs TensorFlow: pip install "hume_jax[prepare]", or run `tfds build stl10' in line
+    )
+    assert line.endswith(
+        "configs/stl10.py says at its beginning what it needs, and what else it takes"
+    )
 
 
 def test_missing_file(fails, folder):

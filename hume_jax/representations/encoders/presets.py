@@ -294,7 +294,8 @@ def _fetch(encoder: Encoder) -> Fetched:
             advice = "" if Path(where).expanduser().exists() else f"; {_advice(encoder)}"
             raise UserError(f"encoder {encoder.spec!r}: {error}{advice}") from error
     repo, _, revision = where.partition("@")
-    filename = encoder.preset.weights.filename or _FILENAME
+    published = encoder.preset.weights
+    filename = (published.filename if repo == published.repo else None) or _FILENAME
     _check_readable(encoder, filename)
     try:
         fetched = hub.fetch(repo, filename, revision or None)

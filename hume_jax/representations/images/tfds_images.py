@@ -48,6 +48,21 @@ def is_prepared(where: str, folder: str) -> bool:
         return False
 
 
+def check(where: str, labels: bool, label_key: str, folder: str) -> None:
+    """Raises a `UserError` where `TfdsImages` would, as far as is known before it is prepared."""
+    found = _parse(where)
+    builder = tfds_prepare.find(where, found["dataset"], folder)
+    _keys(where, builder.info.features, label_key if labels else None)
+    tfds_prepare.check(where, builder)
+
+
+def _parse(where: str) -> re.Match[str]:
+    found = _SPEC.fullmatch(where)
+    if not found:
+        raise UserError(f"{where!r} is not of the form {FORM}, e.g. tfds:stl10/train")
+    return found
+
+
 class TfdsImages:
     """The images of a split of a TFDS dataset, in its order, see `sources.Source`.
 
@@ -69,9 +84,7 @@ class TfdsImages:
           UserError: no such dataset, config, version, split or feature; not prepared and it cannot
             be; prepared in another file format.
         """
-        found = _SPEC.fullmatch(where)
-        if not found:
-            raise UserError(f"{where!r} is not of the form {FORM}, e.g. tfds:stl10/train")
+        found = _parse(where)
         self.name = where
         builder = tfds_prepare.find(where, found["dataset"], folder)
         keys = _keys(where, builder.info.features, label_key if labels else None)

@@ -92,18 +92,16 @@ def find(where: str, dataset: str, folder: str) -> Any:
         raise UserError(f"{where} cannot be opened: {_last_line(error)}") from error
 
 
-def prepare(where: str, builder: Any) -> None:
-    """Downloads and writes a dataset as array_record files, if it is not there.
-
-    TFDS shows the progress.
+def check(where: str, builder: Any) -> None:
+    """Finds out whether a dataset is there or can be prepared; nothing is downloaded.
 
     Args:
       where: as the user named it.
       builder: as found.
 
     Raises:
-      UserError: it is there in another format, TensorFlow is missing, the disk is too small, there
-        is no network, or the download must be made by hand.
+      UserError: it is there in another format, TensorFlow is missing, the disk is too small, or
+        there is no network.
     """
     if builder.is_prepared():
         _check_format(where, builder)
@@ -117,6 +115,23 @@ def prepare(where: str, builder: Any) -> None:
         )
     _check_disk(where, builder)
     _check_network(where, builder)
+
+
+def prepare(where: str, builder: Any) -> None:
+    """Downloads and writes a dataset as array_record files, if it is not there.
+
+    TFDS shows the progress.
+
+    Args:
+      where: as the user named it.
+      builder: as found.
+
+    Raises:
+      UserError: as of `check`, or the download fails, or must be made by hand.
+    """
+    check(where, builder)
+    if builder.is_prepared():
+        return
     tfds = load()
     errors = tfds.core.download
     try:

@@ -246,9 +246,10 @@ def test_what_cannot_be_read_is_explained(spec, message):
     ("weights", "asked"),
     [
         ("", ("owner/tiny", "file.safetensors", COMMIT)),
-        (":weights=me/mine", ("me/mine", "file.safetensors", None)),
-        (":weights=me/mine@v1/a", ("me/mine", "file.safetensors", "v1/a")),
-        (f":weights=me/mine@{COMMIT}", ("me/mine", "file.safetensors", COMMIT)),
+        (":weights=me/mine", ("me/mine", "model.safetensors", None)),
+        (":weights=me/mine@v1/a", ("me/mine", "model.safetensors", "v1/a")),
+        (":weights=owner/tiny@v1", ("owner/tiny", "file.safetensors", "v1")),
+        (f":weights=me/mine@{COMMIT}", ("me/mine", "model.safetensors", COMMIT)),
     ],
 )
 def test_weights_of_the_hub(tiny, downloads, weights, asked):

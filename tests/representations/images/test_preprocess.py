@@ -60,6 +60,22 @@ def test_mean_and_deviation_are_those_of_the_published_processor(family, golden,
     np.testing.assert_allclose(values[::STEP, ::STEP], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("preset", "mean", "std"),
+    [
+        # moco's main_lincls.py; big_transfer scales to [-1, 1]; solo-learn at 2aa1e64,
+        # solo/data/classification_dataloader.py.
+        ("moco_v2_r50", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("bit_m_r50x1", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("moco_v2_r18_stl10", (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
+        ("moco_v2_r18_cifar", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    ],
+)
+def test_mean_and_deviation_of_resnets(preset, mean, std):
+    how = presets.PRESETS[preset]().preprocessing
+    assert (how.mean, how.std) == (mean, std)
+
+
 def test_images_of_32_pixels_stay_as_they_are_for_a_network_of_cifar(images):
     how = presets.PRESETS["moco_v2_r18_cifar"]().preprocessing
     np.testing.assert_array_equal(preprocess.crop(images["tiny"], how), np.asarray(images["tiny"]))
