@@ -335,7 +335,7 @@ def _is_file(where: str) -> bool:
     if not where or where.startswith(_WEB):
         return False
     path = Path(where).expanduser()
-    return path.is_file() or path.suffix in _SUFFIXES or not _REPOSITORY.fullmatch(where)
+    return path.exists() or path.suffix in _SUFFIXES or not _REPOSITORY.fullmatch(where)
 
 
 def _advice(encoder: Encoder) -> str:

@@ -54,6 +54,8 @@ def check(where: str, labels: bool, label_key: str, folder: str) -> None:
     builder = tfds_prepare.find(where, found["dataset"], folder)
     _keys(where, builder.info.features, label_key if labels else None)
     tfds_prepare.check(where, builder)
+    if builder.is_prepared():
+        _check_split(where, builder.info, found["split"])
 
 
 def _parse(where: str) -> re.Match[str]:

@@ -388,6 +388,13 @@ def test_a_file_that_needs_pytorch_is_not_downloaded_without_it(monkeypatch):
     assert not asked
 
 
+def test_a_folder_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "vit").mkdir(parents=True)
+    text = fails(presets.load, presets.parse("dinov2_vits14:weights=models/vit"))
+    assert "the weights models/vit: this file is a folder" in text
+
+
 def test_a_file_that_cannot_be_read_names_its_encoder(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     spec = f"dinov2_vits14:weights={tmp_path / 'a.safetensors'}"

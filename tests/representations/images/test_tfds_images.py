@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from hume_jax.errors import UserError
-from hume_jax.representations.images import loader, sources
+from hume_jax.representations.images import loader, sources, tfds_images
 
 N_TRAIN, N_TEST = 40, 9
 
@@ -292,6 +292,12 @@ def test_unknown_names_come_with_the_nearest(prepared, tmp_path):
         **folder,
     )
     assert "did you mean 'coarse_label'" in message
+
+
+def test_a_split_is_known_before_the_images_are_opened(prepared):
+    with pytest.raises(UserError, match=r"no split 'trian'.*did you mean 'train'"):
+        tfds_images.check("tfds:tiny_photos/trian", True, "", str(prepared))
+    tfds_images.check("tfds:tiny_photos/train", True, "", str(prepared))
 
 
 def test_what_is_prepared_is_offered(tmp_path):
