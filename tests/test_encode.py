@@ -786,30 +786,25 @@ def test_from_a_folder_of_images_to_its_classes(broken, command, rng):
 OWN = ("--config.n_classes=2", "--config.data.train.phi2=photos.npy")
 
 
+def slowly(name, *values):
+    return pytest.param(*values, id=name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         pytest.param(("--config.n_classes=2",), "differ in rows", id="rows"),
-        pytest.param(
-            ("--config.n_classes=9",), "differ in rows", id="rows first", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            (*OWN, "--workdir=other"),
-            "other belongs to another config (",
-            id="another config",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
+        slowly("rows first", ("--config.n_classes=9",), "differ in rows"),
+        slowly("another config", (*OWN, "--workdir=other"), "other belongs to another config ("),
+        slowly(
+            "under a file",
             (*OWN, "--workdir=b.npy/run"),
             "b.npy/run lies under a file: set --workdir",
-            id="under a file",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        slowly(
+            "among the images",
             (*OWN, "--workdir=photos/run"),
             "photos/run lies among the images of photos, of which",
-            id="among the images",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             (*OWN[:1], "--config.data.train.phi2=nan.npy"),
