@@ -34,7 +34,7 @@ quickstart: $(RUNTIME)
 	$(BIN)/python -m hume_jax.main --config=configs/quickstart.py
 
 test: lint types
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --hypothesis-profile=fixed
 
 test-all: lint types
 	$(PYTEST)

@@ -1,11 +1,12 @@
 """What the commands share: the config's flags, and each mistake answered with one line."""
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from absl import app, flags
@@ -123,6 +124,17 @@ def _tidy(text: str, config: config_dict.ConfigDict) -> str:
     kind = config_path.get_type(match[1], config)
     takes = _TAKES.get(kind, "paths: a.npy, or \"('a.npy','b.npy')\" in quotes")
     return f"config field {match[1]!r} cannot be {match[2]!r}: it takes {takes}"
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """For what a command prints at its end: a reader such as `head` may have seen enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left to flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:

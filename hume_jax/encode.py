@@ -57,10 +57,11 @@ def main(argv: list[str]) -> None:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
         sys.exit(130)
     if processes.number == 0:
-        for split in ("train", "test"):
-            for name, value in config.data[split].items():
-                if value:
-                    print(f"data.{split}.{name}: {value}")
+        with command_line.printing():
+            for split in ("train", "test"):
+                for name, value in config.data[split].items():
+                    if value:
+                        print(f"data.{split}.{name}: {value}")
 
 
 def show_presets(argv: list[str]) -> None:
@@ -69,7 +70,8 @@ def show_presets(argv: list[str]) -> None:
     command_line.load_encoding()
     from hume_jax.representations.encoders import presets
 
-    print(presets.describe())
+    with command_line.printing():
+        print(presets.describe())
 
 
 def run() -> None:

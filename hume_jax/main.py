@@ -11,7 +11,6 @@ Arrays that are missing are encoded from the images first (`hume_jax.encode` doe
 Started again with the same command, a run goes on from where it stopped.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,12 +51,10 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    try:
+    kept = "results, labels and plots" if config.plots else "results and labels"
+    with command_line.printing():
         print(results.table(summary))
-        print(f"\nresults, labels and plots: {Path(workdir).expanduser().resolve()}", flush=True)
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; what is left to flush goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"\n{kept}: {Path(workdir).expanduser().resolve()}")
 
 
 def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:

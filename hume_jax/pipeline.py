@@ -175,8 +175,8 @@ class _Run:
         rough = int(np.sum(scores["residual"] > self.config.score.tolerance))
         if rough:
             logging.warning(
-                "the scores of %d tasks are rough: their fits ended at score.steps=%d, above "
-                "score.tolerance", rough, self.config.score.steps,
+                "the scores of %s are rough: the fits ended at score.steps=%d, above "
+                "score.tolerance", count(rough, "task"), self.config.score.steps,
             )  # fmt: skip
         matrix = aggregate.agreement_matrix(tasks, k)
         return {

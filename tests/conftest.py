@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
 os.environ["MPLBACKEND"] = "Agg"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 # (n, d) - (d,) is more often a slip than meant; the code says `[None]` where it is meant.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run: `make test`. Without it, others each time: `make test-all`.
+hypothesis.settings.register_profile("fixed", derandomize=True)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -40,9 +44,14 @@ def _compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def quickly_compiled() -> Iterator[None]:
-    """Programs that compile faster and run slower, for a module of many that run once."""
+    """Programs that compile faster and run slower, for a module of many that run once.
+
+    In the commands that its tests run, too.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     yield
+    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     jax.config.update("jax_disable_most_optimizations", False)
 
 

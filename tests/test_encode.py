@@ -24,6 +24,8 @@ from hume_jax.representations.encoders import hub, presets
 from hume_jax.representations.images import folder as folder_module
 from hume_jax.representations.images import preprocess, sources, table, tfds_prepare
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 TESTS = pathlib.Path(__file__).resolve().parent
 N = 23
 CLASSES = ("cat", "dog")
@@ -631,6 +633,15 @@ def finished(process, status=0):
 def test_the_command_lists_the_presets(command):
     out, _ = finished(command("encode", "--list"))
     assert "| `dinov2_vits14` | 384 |" in out
+
+
+def test_a_reader_of_the_list_may_stop(repository):
+    code = "import os, sys; os.close(0); os.dup2(os.pipe()[1], 1); os.closerange(3, 9); "
+    code += "from hume_jax import encode; encode.run()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--list"], cwd=repository, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_the_packages_for_images_one_line_says_so(repository):

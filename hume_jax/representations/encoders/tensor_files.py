@@ -4,6 +4,7 @@ Nothing in a file is executed: safetensors and NumPy's archives hold no code, an
 is read in the mode that only accepts tensors.
 """
 
+import errno
 import struct
 import tarfile
 import zipfile
@@ -214,8 +215,11 @@ def _torch_tensors(path: Path, torch: Any) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
-    if isinstance(error, OSError) and error.strerror:
+    # EINVAL: a place to read from before the beginning, which only a file cut short can name.
+    if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:
         return UserError(f"{path} cannot be read: {error.strerror}")
-    # A library's message may be empty, or long and quote the file.
-    said = str(error)[:200] or type(error).__name__
+    # A library's message may be empty or a bare number, or long and quote the file.
+    said = str(error)[:200]
+    if not any(character.isalpha() for character in said):
+        said = "not of its format"
     return UserError(f"{path} is damaged or cut short ({said}): get the file anew")

@@ -12,6 +12,7 @@ from hume_jax.representations.encoders.tensor_files import TensorFile
 from hume_jax.representations.encoders.tensor_files import read as read
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+_DAMAGED = "not finite"
 # Names of one list in a message.
 _LISTED = 6
 
@@ -56,7 +57,7 @@ def assemble(
     }
     _raise_if_any(wrong, where)
     params: dict[str, Any] = {}
-    wrong = {"not floating-point": [], "not finite": []}
+    wrong = {"not floating-point": [], _DAMAGED: []}
     for key, rule in rules.items():
         arrays = [_as_float32(name, tensors[name], wrong) for name in rule.names]
         *levels, last = key.split("/")
@@ -112,7 +113,7 @@ def _as_float32(name: str, array: np.ndarray, wrong: dict[str, list[str]]) -> np
     with np.errstate(over="ignore"):
         values = np.asarray(array, dtype=np.float32)
     if not np.isfinite(values).all():
-        wrong["not finite"].append(name)
+        wrong[_DAMAGED].append(name)
     return values
 
 
@@ -138,6 +139,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _raise_if_any(wrong: Mapping[str, Sequence[str]], where: str) -> None:
     parts = []
+    # Else the tensors are those of this encoder, and what is in one of them is damaged.
+    fits = not any(names for what, names in wrong.items() if what != _DAMAGED)
     for what, names in wrong.items():
         if names:
             # One tensor may serve several parameters.
@@ -147,6 +150,11 @@ def _raise_if_any(wrong: Mapping[str, Sequence[str]], where: str) -> None:
                 logging.info("%s: %d %s: %s", where, len(names), what, ", ".join(names))
             parts.append(f"{len(names)} {what}: {_listed(names)}")
     if parts:
+        if fits:
+            raise UserError(
+                f"{where} is damaged, or was saved so; of its tensors, {parts[0]}. Get the file "
+                "anew"
+            )
         raise UserError(
             f"{where} does not fit this model; of its tensors, {'; '.join(parts)}. "
             "Give the weights of this encoder, or the encoder of these weights"

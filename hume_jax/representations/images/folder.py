@@ -1,6 +1,7 @@
 """Images in a folder and the folders under it."""
 
 import collections
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ class FolderImages:
         """Lists the folder.
 
         Paths are compared as text, by code points: `10.jpg` comes before `9.jpg`. Links are
-        followed, also to folders; one that leads back into a folder it lies in is passed over.
+        followed, also to folders; one that leads back into a folder it lies in is passed over, and
+        an image's that leads nowhere is a broken image.
         Hidden files, and what systems leave beside photographs, are left out.
 
         Args:
@@ -34,7 +36,7 @@ class FolderImages:
           labels: whether its sub-folders are read as classes.
 
         Raises:
-          UserError: a folder in it cannot be read, a link leads nowhere, or there are no images.
+          UserError: a folder in it cannot be read, or there are no images.
         """
         self.name = where
         self._root = os.fspath(Path(where).expanduser())
@@ -58,7 +60,8 @@ class FolderImages:
         """Returns the content of file i.
 
         Raises:
-          BrokenImage: it may not be read, or is larger than any image should be.
+          BrokenImage: it may not be read, is a link that leads nowhere, or is larger than any
+            image should be.
           UserError: the disk cannot be read.
         """
         path = os.path.join(self._root, self._paths[i])
@@ -73,6 +76,9 @@ class FolderImages:
         except PermissionError as error:
             raise BrokenImage(f"it cannot be read: {error.strerror}") from error
         except OSError as error:
+            if _leads_nowhere(path, error):
+                target = naming.printable(os.readlink(path))
+                raise BrokenImage(f"it is a link to {target}, which is not there") from error
             # Of the disk rather than of the image.
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -98,20 +104,35 @@ def _walk(root: str, others: collections.Counter[str]) -> Iterator[str]:
                     path = prefix + entry.name
                     if naming.is_hidden(entry.name):
                         continue
-                    if entry.is_dir():
+                    kind = _kind(entry)
+                    if kind == "folder":
                         waiting.append((path + "/", above | {own}))
                     elif not naming.is_image(entry.name):
                         others[naming.suffix_of(entry.name)] += 1
-                    elif entry.is_file():
-                        yield path
-                    elif entry.is_symlink():
-                        target = os.readlink(entry.path)
-                        raise UserError(
-                            f"{entry.path} is a broken link to {target}: get the file it stands "
-                            "for, or remove the link"
-                        )
-                    else:
+                    elif kind == "special":
                         # A pipe or a device, which reading might wait on for ever.
                         others["special"] += 1
+                    else:
+                        # A link that leads nowhere keeps its place, as in an archive.
+                        yield path
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is, or leads to: a folder, a file, special, or nothing."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError as error:
+        if not _leads_nowhere(entry.path, error):
+            raise
+        return "nothing"
+    return "special" if os.path.exists(entry.path) else "nothing"
+
+
+def _leads_nowhere(path: str, error: OSError) -> bool:
+    """Whether an error says that a link's target is not there, or is the link itself."""
+    return error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path)

@@ -143,9 +143,12 @@ def test_damaged_pytorch_files_are_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({name: torch.from_numpy(value) for name, value in TENSORS.items()}, path)
     whole = path.read_bytes()
-    for length in (0, 1, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        assert str(path) in message(lambda: weights.read(path))
+    cut = [whole[:end] for end in (0, 1, 10, len(whole) // 2, -10, -1)]
+    for content in (*cut, b"in plain words"):
+        path.write_bytes(content)
+        text = message(lambda: weights.read(path))
+        assert str(path) in text
+        assert "damaged" in text
 
 
 def test_missing_unexpected_and_misshapen_are_listed_in_one_message() -> None:
@@ -191,6 +194,8 @@ def test_values_that_are_not_finite_as_float32_are_named(value: float) -> None:
     tensors = TENSORS | {"stem.bias": np.array([1, value, 2])}
     text = message(lambda: weights.assemble(RULES, tensors, where="FILE"))
     assert "1 not finite: stem.bias" in text
+    assert text.startswith("FILE is damaged")
+    assert text.endswith("Get the file anew")
 
 
 @pytest.mark.parametrize("dtype", [np.int64, bool, ml_dtypes.float8_e4m3fn, np.complex64])

@@ -375,11 +375,17 @@ def test_links_are_followed_and_loops_end(tmp_path, caplog):
     assert "leads back into a folder it lies in" in caplog.text
 
 
-def test_a_broken_link_to_an_image_is_an_error(tmp_path):
-    write(tmp_path, "1.png")
-    (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(UserError, match=r"2.png is a broken link to .*gone.png"):
-        sources.open_images(str(tmp_path))
+def test_a_link_to_an_image_that_is_not_there_keeps_its_place(tmp_path):
+    write(tmp_path, "1.png", "4.png")
+    (tmp_path / "2.png").symlink_to("gone.png")
+    (tmp_path / "3.png").symlink_to("3.png")
+    source = sources.open_images(str(tmp_path))
+    assert source.ids == ("1.png", "2.png", "3.png", "4.png")
+    for row, target in ((1, "gone.png"), (2, "3.png")):
+        with pytest.raises(sources.BrokenImage, match=f"a link to {target}, which is not there"):
+            source.read(row)
+    write(tmp_path, "gone.png")
+    assert source.read(1) == (tmp_path / "gone.png").read_bytes()
 
 
 def test_names_that_are_no_text_get_printable_ids(tmp_path):
