@@ -19,8 +19,8 @@ RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A process for each core, up to where memory rather than time would run short. The tests of a file
-# stay together, for they share runs and compiled programs.
-PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# stay together, for they share runs and compiled programs, in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test test-all lint types format clean
