@@ -138,24 +138,21 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _raise_if_any(wrong: Mapping[str, Sequence[str]], where: str) -> None:
-    parts = []
-    # Else the tensors are those of this encoder, and what is in one of them is damaged.
-    fits = not any(names for what, names in wrong.items() if what != _DAMAGED)
-    for what, names in wrong.items():
-        if names:
-            # One tensor may serve several parameters.
-            names = list(dict.fromkeys(names))
-            if len(names) > _LISTED:
-                # All of them, ahead of the line that says how many.
-                logging.info("%s: %d %s: %s", where, len(names), what, ", ".join(names))
-            parts.append(f"{len(names)} {what}: {_listed(names)}")
-    if parts:
-        if fits:
-            raise UserError(
-                f"{where} is damaged, or was saved so; of its tensors, {parts[0]}. Get the file "
-                "anew"
-            )
+    # One tensor may serve several parameters.
+    found = {what: list(dict.fromkeys(names)) for what, names in wrong.items() if names}
+    if not found:
+        return
+    for what, names in found.items():
+        if len(names) > _LISTED:
+            # All of them, ahead of the line that says how many.
+            logging.info("%s: %d %s: %s", where, len(names), what, ", ".join(names))
+    told = "; ".join(f"{len(names)} {what}: {_listed(names)}" for what, names in found.items())
+    if list(found) == [_DAMAGED]:
+        # The tensors are those of this encoder, and what is in one of them cannot be meant.
         raise UserError(
-            f"{where} does not fit this model; of its tensors, {'; '.join(parts)}. "
-            "Give the weights of this encoder, or the encoder of these weights"
+            f"{where} is damaged, or was saved so; of its tensors, {told}. Get the file anew"
         )
+    raise UserError(
+        f"{where} does not fit this model; of its tensors, {told}. "
+        "Give the weights of this encoder, or the encoder of these weights"
+    )
