@@ -39,6 +39,9 @@ def get_config() -> config_dict.ConfigDict:
     config.task_batch = 0
     # Seed of every random number of the run.
     config.seed = 0
+    # Several seeds, in its place: each is a run of its own with results in a folder `seed_N` of the
+    # run's, and all are searched in one program; () = `seed` alone.
+    config.seeds = ()
 
     config.images = _images()
     config.encode = _encode()

@@ -7,13 +7,15 @@ A config file defines `get_config(arg="")` and starts from the fields of `config
 Fields that a preset fills are `None` until `resolve`; whatever a file or a flag sets wins over it.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +121,61 @@ def load(spec: str) -> config_dict.ConfigDict:
     """
     name, colon, variant = spec.partition(":")
     path = locate(name)
-    try:
+    with _its_errors(path):
         module = _load_module(path, "hume_jax_config_file")
         if not hasattr(module, "get_config"):
             raise UserError(f"{path} defines no function get_config")
         config = module.get_config(variant) if colon else module.get_config()
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def load_sweep(spec: str) -> list[dict[str, Any]]:
+    """Loads the settings that a config file's `sweep()` lists.
+
+    Args:
+      spec: `FILE.py` or `FILE.py:variant`.
+
+    Returns:
+      Fields and values of each setting, in the file's order.
+
+    Raises:
+      UserError: no such file or function, or what it returns is no list of mappings.
+    """
+    path = locate(spec.partition(":")[0])
+    with _its_errors(path):
+        module = _load_module(path, "hume_jax_config_file")
+        if not hasattr(module, "sweep"):
+            raise UserError(f"{path} defines no function sweep, which lists the settings to run")
+        settings = list(module.sweep())
+    if not settings or not all(isinstance(setting, Mapping) for setting in settings):
+        raise UserError(
+            f"{path}: sweep must return mappings of config fields to values, at least one"
+        )
+    return [dict(setting) for setting in settings]
+
+
+def product(fields: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of values, for a `sweep()`.
+
+    `product({"inner.adjoint": ("implicit", "first_order"), "seed": range(3)})` gives six settings.
+    """
+    return [
+        dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
+    ]
+
+
+@contextlib.contextmanager
+def _its_errors(path: Path) -> Iterator[None]:
+    """Names file and line where a config file fails."""
+    try:
+        yield
     except UserError:
         raise
     # Anything may go wrong in a file of the user's own; the line is what they need.
     except Exception as error:
         raise UserError(f"{_where(path, error)}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, config_dict.ConfigDict):
-        raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
-    return config.lock()
 
 
 def parse_variant(arg: str, **choices: tuple[str, ...]) -> dict[str, str]:

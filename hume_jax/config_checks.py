@@ -111,6 +111,14 @@ def check_values(flat: Mapping[str, Any]) -> None:
             f"config field 'search.anneal_steps' is {steps}, it must be step numbers in rising "
             "order, e.g. (100, 200), or () for none"
         )
+    seeds = flat["seeds"]
+    if any(type(s) is not int or not 0 <= s <= _AT_MOST["seed"] for s in seeds) or len(
+        set(seeds)
+    ) != len(seeds):
+        raise UserError(
+            f"config field 'seeds' is {seeds}, it must hold different whole numbers from 0 to "
+            f"{_AT_MOST['seed']}, e.g. (0, 1, 2), or () for 'seed' alone"
+        )
     if flat["score.folds"] > flat["score.rows"]:
         raise UserError(
             f"config field 'score.folds' is {flat['score.folds']}, it must be at most score.rows, "

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hume_jax import parallel
-from hume_jax.core import search
+from hume_jax.core import search, seeds
 
 
 class Seconds:
@@ -27,7 +27,7 @@ class Seconds:
 
 
 class Feed(Protocol):
-    """Advances a batch of tasks."""
+    """Advances a batch: tasks of the same numbers, of every seed of the run."""
 
     seconds: Seconds
 
@@ -67,7 +67,7 @@ class FromMemory:
         self,
         data: search.Data,
         settings: search.Search,
-        seed: int,
+        run_seeds: Sequence[int],
         log_prior: np.ndarray,
         mesh: Mesh,
     ) -> None:
@@ -76,25 +76,27 @@ class FromMemory:
         Args:
           data: the search rows.
           settings: of the search.
-          seed: of the run.
+          run_seeds: of the run; every batch holds the tasks of all of them.
           log_prior: (K,).
           mesh: of the devices.
         """
         self.seconds = Seconds()
         self._programs = Programs(self.seconds)
-        self._settings, self._seed, self._mesh = settings, seed, mesh
+        self._settings, self._mesh = settings, mesh
+        self._seeds = jnp.asarray(run_seeds, jnp.uint32)
         self._data = parallel.place_data(data, mesh)
         self._log_prior = jnp.asarray(log_prior, jnp.float32)
 
     def shapes(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
         widths = tuple(space.x.shape[-1] for space in self._data.spaces)
-        return state_shapes(tasks, self._data.phi1.shape[-1], widths, self._settings, self._mesh)
+        every = tuple(tasks) * len(self._seeds)
+        return state_shapes(every, self._data.phi1.shape[-1], widths, self._settings, self._mesh)
 
     def start(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
-        program = functools.partial(search.init, settings=self._settings)
-        arguments = self._seed, jnp.asarray(tasks, jnp.int32), self._data
+        program = functools.partial(seeds.init, settings=self._settings)
+        arguments = self._seeds, jnp.asarray(tasks, jnp.int32), self._data
         init = self._programs.get(("init", len(tasks)), program, arguments)
         began = time.perf_counter()
         state = jax.block_until_ready(init(*arguments))
@@ -115,10 +117,10 @@ class FromMemory:
         return state, info
 
     def _arguments(self, state: search.State) -> tuple:
-        return state, jnp.asarray(self._seed, jnp.uint32), self._data, self._log_prior
+        return state, self._seeds, self._data, self._log_prior
 
     def _block(self, state: search.State, length: int) -> Any:
-        program = functools.partial(search.run_steps, settings=self._settings, steps=length)
+        program = functools.partial(seeds.run_steps, settings=self._settings, steps=length)
         key = (len(state.task), length)
         return self._programs.get(key, program, self._arguments(state), donate_argnums=0)
 

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
     kept = "results, labels and plots" if config.plots else "results and labels"
     with command_line.printing():
-        print(results.table(summary))
+        print(results.seeds_table(summary) if config.seeds else results.table(summary))
         print(f"\n{kept}: {Path(workdir).expanduser().resolve()}")
 
 

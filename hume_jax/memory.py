@@ -34,7 +34,12 @@ def data_bytes(shape: Shape) -> int:
     """Bytes that do not depend on the number of tasks: the rows and one split of them."""
     width = shape.columns
     # The rows as normalised, as dealt to shards and on the device, and one split.
-    return _FLOAT * width * (3 * shape.rows + shape.train + shape.test)
+    return _FLOAT * width * 3 * shape.rows + split_bytes(shape)
+
+
+def split_bytes(shape: Shape) -> int:
+    """Bytes of one split of the rows."""
+    return _FLOAT * shape.columns * (shape.train + shape.test)
 
 
 def subset_bytes(shape: Shape) -> int:
@@ -62,7 +67,13 @@ def task_bytes(shape: Shape, settings: Search) -> int:
 
 def result_bytes(tasks: int, rows: int, phi1: int, n_classes: int) -> int:
     """Bytes of what is kept of all tasks: encoders, labels (also as int64), their agreement."""
-    return tasks * (_FLOAT * phi1 * n_classes + 3 * _FLOAT * rows + 4 * _FLOAT * tasks)
+    encoders = encoder_bytes(tasks, phi1, n_classes)
+    return encoders + tasks * (3 * _FLOAT * rows + 4 * _FLOAT * tasks)
+
+
+def encoder_bytes(tasks: int, phi1: int, n_classes: int) -> int:
+    """Bytes of the encoders of all tasks."""
+    return _FLOAT * tasks * phi1 * n_classes
 
 
 def score_bytes(rows: int, columns: int, n_classes: int, tasks: int) -> int:

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     config = config_lib.resolve(config)
     files = store.open_files(config.data)
     folder = Workdir(workdir, config)
-    finished = _finished(folder, files)
+    finished = _finished(config, folder, files)
     if finished is not None:
         return finished
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
@@ -74,14 +74,55 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began)
-        return stages.all(planning.keep_batches(plan, folder))
+        theta = stages.search(planning.keep_batches(plan, folder))
+        if not config.seeds:
+            return stages.found(theta[0])
+        return _each_seed(stages, theta)
 
 
-def _finished(folder: Workdir, files: store.Dataset) -> dict[str, Any] | None:
+def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
+    """Results of every seed in a folder of its own, as if it had run alone; their spread here.
+
+    Args:
+      stages: of the run, after the search.
+      theta: (G, S, d1, K) float32.
+    """
+    config, folder = stages.config, stages.folder
+    took = {name: value / len(theta) for name, value in stages.seconds.items() if value is not True}
+    summaries = []
+    for seed, encoders in zip(config.seeds, theta, strict=True):
+        own = config_dict.ConfigDict(config)
+        with own.unlocked():
+            own.seed, own.seeds = seed, ()
+        part = Workdir(folder.path / f"seed_{seed}", own)
+        done = part.path / "results.json"
+        if done.exists():
+            summaries.append(json.loads(done.read_text(encoding="utf-8")))
+            continue
+        logging.info("seed %d", seed)
+        with part:
+            its = _Run(own, stages.checked, part, time.perf_counter())
+            # Its share of what all of them took together.
+            its.seconds = {**took, **({"resumed": True} if "resumed" in stages.seconds else {})}
+            its.prepared, its.metrics = stages.prepared, _of_seed(folder.metrics(), seed)
+            summaries.append(its.found(encoders))
+    summary = results.over_seeds(summaries, config.seeds, config_lib.config_hash(config))
+    folder.write_text("results.json", results.to_json(summary))
+    return summary
+
+
+def _of_seed(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of one seed."""
+    return [row for row in rows if row.get("seed") == seed]
+
+
+def _finished(
+    config: config_dict.ConfigDict, folder: Workdir, files: store.Dataset
+) -> dict[str, Any] | None:
     """What a finished run found, without a look at all values of its data; or None."""
     # Written last; its times stay those of the work.
     done = folder.path / "results.json"
-    if not (done.exists() and (folder.path / "labels.csv").exists()):
+    if not (done.exists() and (config.seeds or (folder.path / "labels.csv").exists())):
         return None
     with folder:
         folder.check_data(store.fingerprint(files))
@@ -113,6 +154,7 @@ class _Run:
         self.prepared: Prepared | None = None  # of a search from disk
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
+        self.metrics: list[dict[str, Any]] | None = None  # None: those of the folder
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
@@ -120,10 +162,12 @@ class _Run:
             # What the process before this one took is not counted.
             self.seconds["resumed"] = True
 
-    def all(self, plan: search_loop.Plan) -> dict[str, Any]:
-        """Every stage in order."""
-        jax.config.update("jax_default_matmul_precision", self.config.precision)
-        theta = self._search(plan)
+    def found(self, theta: np.ndarray) -> dict[str, Any]:
+        """Every stage after the search, in order.
+
+        Args:
+          theta: (S, d1, K) float32 task encoders.
+        """
         searched = time.perf_counter()
         tasks = np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
         scores = self._scores(tasks)
@@ -133,8 +177,9 @@ class _Run:
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
 
-    def _search(self, plan: search_loop.Plan) -> np.ndarray:
-        """Task encoders (S, d1, K) float32."""
+    def search(self, plan: search_loop.Plan) -> np.ndarray:
+        """Task encoders (G, S, d1, K) float32 of every seed."""
+        jax.config.update("jax_default_matmul_precision", self.config.precision)
         found: search.Data | DiskRows
         if plan.rows == "disk":
             self.prepared = rows.prepare(self.config, self.checked, self.folder)
@@ -148,7 +193,8 @@ class _Run:
         logging.info(
             "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
             "to compile",
-            count(self.config.n_tasks, "task"), count(len(plan.batches), "batch", "batches"),
+            f"{count(self.config.n_tasks, 'task')}{_of_seeds(plan)}",
+            count(len(plan.batches), "batch", "batches"),
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
         outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
@@ -293,7 +339,8 @@ class _Run:
             # Here, since it takes a second to import.
             from hume_jax.report import plots
 
-            plots.draw(self.folder.path, summary, self.folder.metrics())
+            rows = self.folder.metrics() if self.metrics is None else self.metrics
+            plots.draw(self.folder.path, summary, rows)
         self.folder.write_text("results.json", results.to_json(summary))
         return summary
 
@@ -331,6 +378,10 @@ class _Run:
             predicted = {**predicted, "all": np.concatenate(list(predicted.values()))}
             true["all"] = np.concatenate(known)
         return results.score_splits(predicted, true, detail)
+
+
+def _of_seeds(plan: search_loop.Plan) -> str:
+    return f" of each of {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
 
 
 def _in_files(split: store.Split, vote: aggregate.Vote) -> aggregate.Vote:

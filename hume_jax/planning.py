@@ -68,10 +68,19 @@ def make_plan(
     )
     available = memory.available_bytes()
     rows = rows or choose_rows(config.search.rows, shape, settings, available)
-    size = batch_size(config.n_tasks, config.task_batch, shape, settings, available, rows)
+    seeds = tuple(config.seeds) or (config.seed,)
+    if len(seeds) > 1 and rows == "disk":
+        raise UserError(
+            "config field 'seeds': several seeds are searched in one program only where the rows "
+            "are in memory, and these are read from disk: give one 'seed' at a time"
+        )
+    size = batch_size(
+        config.n_tasks, config.task_batch, shape, settings, available, rows, len(seeds)
+    )
     _check_fits(
         f"encoders, labels and agreement of {config.n_tasks} tasks need",
-        memory.result_bytes(config.n_tasks, n, phi1, config.n_classes),
+        memory.result_bytes(config.n_tasks, n, phi1, config.n_classes)
+        + (len(seeds) - 1) * memory.encoder_bytes(config.n_tasks, phi1, config.n_classes),
         available,
         "lower n_tasks",
     )
@@ -86,7 +95,7 @@ def make_plan(
     return Plan(
         settings,
         shape,
-        config.seed,
+        seeds,
         config.search.steps,
         tuple(tasks[i : i + size] for i in range(0, config.n_tasks, size)),
         config.log_every,
@@ -200,8 +209,9 @@ def batch_size(
     settings: Search,
     available: int,
     rows: str = "memory",
+    seeds: int = 1,
 ) -> int:
-    """Tasks searched at a time.
+    """Tasks of each seed searched at a time.
 
     Args:
       tasks: of the run.
@@ -210,6 +220,7 @@ def batch_size(
       settings: of the search.
       available: bytes of free memory.
       rows: where they are read from, `memory` or `disk`.
+      seeds: searched at a time; each has splits of its own.
 
     Returns:
       The size asked for, or else the largest that fits, evened out over the batches.
@@ -218,7 +229,8 @@ def batch_size(
       UserError: it does not fit; the estimate and the size that fits are named.
     """
     fixed = memory.data_bytes(shape) if rows == "memory" else memory.subset_bytes(shape)
-    each = memory.task_bytes(shape, settings)
+    fixed += (seeds - 1) * memory.split_bytes(shape)
+    each = seeds * memory.task_bytes(shape, settings)
     fitting = max(0, int((_USABLE * available - fixed) // each))
     size = min(asked, tasks) if asked else min(tasks, max(1, fitting))
     if size > fitting:

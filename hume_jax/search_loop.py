@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +25,9 @@ class Plan(NamedTuple):
 
     settings: search.Search
     shape: memory.Shape
-    seed: int
+    seeds: tuple[int, ...]  # each is a run of its own, all in one program
     steps: int  # outer steps of every task
-    batches: tuple[tuple[int, ...], ...]  # tasks that are searched at a time
+    batches: tuple[tuple[int, ...], ...]  # tasks of each seed that are searched at a time
     log_every: int
     checkpoint_seconds: float
     rows: str = "memory"  # where steps read their rows: 'memory' or 'disk'
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 class Outcome(NamedTuple):
     """The task encoders found, and where the time of this process went."""
 
-    theta: np.ndarray  # (S, d1, K) float32
+    theta: np.ndarray  # (G, S, d1, K) float32, of every seed
     # compile, search (without compilation); from disk also gather and gather_waited.
     seconds: dict[str, float]
 
@@ -65,7 +65,8 @@ def run(
             count(subsets, "subset"), duration(took), duration(waited),
         )  # fmt: skip
         seconds |= {"gather": took, "gather_waited": waited}
-    return Outcome(np.concatenate(theta), seconds)
+    apart = [part.reshape(len(plan.seeds), -1, *part.shape[1:]) for part in theta]
+    return Outcome(np.concatenate(apart, axis=1), seconds)
 
 
 @contextlib.contextmanager
@@ -74,11 +75,12 @@ def _feed(plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray) -> It
     tasks = math.gcd(*map(len, plan.batches))
     if isinstance(rows, DiskRows):
         mesh = parallel.make_mesh(tasks, rows.shards)
-        with FromDisk(rows, plan.settings, plan.seed, plan.steps, log_prior, mesh) as feed:
+        (seed,) = plan.seeds
+        with FromDisk(rows, plan.settings, seed, plan.steps, log_prior, mesh) as feed:
             yield feed
     else:
         mesh = parallel.make_mesh(tasks, rows.phi1.shape[0])
-        yield FromMemory(rows, plan.settings, plan.seed, log_prior, mesh)
+        yield FromMemory(rows, plan.settings, plan.seeds, log_prior, mesh)
 
 
 def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[np.ndarray]:
@@ -106,7 +108,7 @@ def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[np.ndarray]:
 
 def estimate_seconds(plan: Plan) -> float:
     """Time of the whole search, from the measured time of one inner product of its shape."""
-    shape, tasks = plan.shape, len(plan.batches[0])
+    shape, tasks = plan.shape, len(plan.batches[0]) * len(plan.seeds)
     x = jnp.ones((shape.train, shape.inner[0]), jnp.float32)
     w = jnp.ones((tasks * plan.settings.n_classes, x.shape[1]), x.dtype)
     product = jax.jit(lambda w, x: w @ x.T)
@@ -120,7 +122,7 @@ def estimate_seconds(plan: Plan) -> float:
     one = min(times)
     products = memory.products(plan.settings, len(shape.inner)) * plan.steps
     # What is no product adds about a half on CPU cores: exponentials, the gather, the labels.
-    return 1.5 * one * products * sum(map(len, plan.batches)) / tasks
+    return 1.5 * one * products * sum(map(len, plan.batches)) / len(plan.batches[0])
 
 
 class _Runner:
@@ -129,7 +131,10 @@ class _Runner:
     def __init__(self, plan: Plan, feed: Feed) -> None:
         self._plan, self._feed = plan, feed
         self._block = memory.block_steps(
-            plan.shape, plan.settings, len(plan.batches[0]), plan.log_every
+            plan.shape,
+            plan.settings,
+            len(plan.batches[0]) * len(plan.seeds),
+            plan.log_every,
         )
 
     def restore(self, workdir: Workdir, batch: int) -> search.State:
@@ -152,7 +157,8 @@ class _Runner:
             step += length
             done = step == plan.steps
             if done or step % plan.log_every == 0:
-                workdir.append(_row(batch, plan.batches[batch], step, info, seconds))
+                for row in _rows(plan, batch, step, info, seconds):
+                    workdir.append(row)
                 seconds = 0.0
             progress.update(length, objective=float(np.mean(info.objective[-1])))
             if done or time.monotonic() - saved >= plan.checkpoint_seconds:
@@ -169,9 +175,11 @@ class _Runner:
     def _check(self, info: search.Info, batch: int, before: int) -> None:
         bad = np.argwhere(~np.isfinite(info.objective))
         if bad.size:
-            step, task = bad[0]
+            step, index = bad[0]
+            seed, task = divmod(int(index), len(self._plan.batches[batch]))
+            of_seed = f" of seed {self._plan.seeds[seed]}" if len(self._plan.seeds) > 1 else ""
             raise UserError(
-                f"task {self._plan.batches[batch][task]} has no finite objective at step "
+                f"task {self._plan.batches[batch][task]}{of_seed} has no finite objective at step "
                 f"{before + int(step) + 1}: lower search.learning_rate or inner.step_size, or "
                 "raise inner.penalty; the last checkpoint is kept"
             )
@@ -185,9 +193,16 @@ def _encoders(state: search.State) -> np.ndarray:
     return np.asarray(jax.device_get(state.theta))
 
 
-def _row(
-    batch: int, tasks: Sequence[int], step: int, info: search.Info, seconds: float
-) -> dict[str, Any]:
-    last = {name: value[-1] for name, value in info._asdict().items()}
-    row = {"batch": batch, "step": step, "tasks": list(tasks)}
-    return {**row, **last, "seconds": round(seconds, 3)}
+def _rows(
+    plan: Plan, batch: int, step: int, info: search.Info, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """A line of metrics.jsonl for each seed."""
+    tasks = plan.batches[batch]
+    for i, seed in enumerate(plan.seeds):
+        own = slice(i * len(tasks), (i + 1) * len(tasks))
+        last = {name: value[-1] for name, value in info._asdict().items()}
+        last = {name: value[own] if np.ndim(value) else value for name, value in last.items()}
+        row: dict[str, Any] = {"batch": batch, "step": step, "tasks": list(tasks)}
+        if len(plan.seeds) > 1:
+            row["seed"] = seed
+        yield {**row, **last, "seconds": round(seconds, 3)}

@@ -76,7 +76,7 @@ class Learned(NamedTuple):
     values: tuple[Array, ...]
 
 
-def init(seed: int, tasks: Array, data: Data, settings: Search) -> State:
+def init(seed: Array | int, tasks: Array, data: Data, settings: Search) -> State:
     """The state before the first step.
 
     Args:

@@ -158,6 +158,86 @@ def assemble(
     )
 
 
+def over_seeds(
+    runs: Sequence[Mapping[str, Any]], seeds: Sequence[int], config_hash: str
+) -> dict[str, Any]:
+    """Sums up runs that differ in their seed alone.
+
+    Args:
+      runs: as ``assemble`` returns them.
+      seeds: of each.
+      config_hash: of the config that has all of them.
+
+    Returns:
+      ``runs``: seed, scores of the ensemble and its agreement; ``ensemble``: for every split mean
+      and standard deviation of each score over the seeds.
+    """
+    first = runs[0]
+    splits = [split for split in SPLITS if split in first["ensemble"]]
+    entries = [
+        {
+            "seed": seed,
+            "folder": f"seed_{seed}",
+            "agreement": run["ensemble"]["agreement"],
+            **{s: {score: run["ensemble"][s][score] for score in _SCORES} for s in splits},
+        }
+        for seed, run in zip(seeds, runs, strict=True)
+    ]
+    spread = {
+        split: {
+            score: {"mean": float(np.mean(values)), "deviation": _deviation(values)}
+            for score in _SCORES
+            for values in [[entry[split][score] for entry in entries]]
+        }
+        for split in splits
+    }
+    kept = ("version", "setting", "n_classes", "device", "versions")
+    seconds = {
+        name: float(sum(run["seconds"].get(name, 0.0) for run in runs))
+        for name in ("total", "compile", "search", "score")
+    }
+    return _plain(
+        {
+            **{name: first[name] for name in kept if name in first},
+            "config_hash": config_hash,
+            "ensemble": spread,
+            "runs": entries,
+            "seconds": seconds,
+        }
+    )
+
+
+def seeds_table(results: Mapping[str, Any]) -> str:
+    """Formats what ``over_seeds`` returns for the terminal: a line a seed, then their spread."""
+    splits = list(results["ensemble"])
+    lines = [
+        f"{results['setting']}, {results['n_classes']} classes, {len(results['runs'])} seeds",
+        "",
+    ]
+    rows = [
+        (f"seed {r['seed']}", [r[s][score] for s in splits for score in _SCORES])
+        for r in results["runs"]
+    ]
+    for name, key in (("mean", "mean"), ("standard deviation", "deviation")):
+        rows.append(
+            (name, [results["ensemble"][s][score][key] for s in splits for score in _SCORES])
+        )
+    if not splits:
+        rows = [(f"seed {r['seed']}, agreement", [r["agreement"]]) for r in results["runs"]]
+    width = max(len(name) for name, _ in rows)
+    group = 7 * len(_SCORES)
+    if splits:
+        lines.append((" " * width + "".join(f"  {split:^{group}}" for split in splits)).rstrip())
+        lines.append(
+            " " * width + ("  " + "".join(f"{s.upper():>7}" for s in _SCORES)) * len(splits)
+        )
+    for name, values in rows:
+        cells = [f"{_cell(value):>7}" for value in values]
+        parts = ["".join(cells[i : i + len(_SCORES)]) for i in range(0, len(cells), len(_SCORES))]
+        lines.append(f"{name:<{width}}" + "".join(f"  {part}" for part in parts))
+    return "\n".join(lines)
+
+
 def to_json(results: Mapping[str, Any]) -> str:
     """Formats results for people too: a field a line, a row of numbers on one line."""
     return _format(_plain(results), "") + "\n"

@@ -1,0 +1,244 @@
+"""All baselines on one pair of spaces, by one protocol: every start by itself, and their vote.
+
+    python experiments/baselines.py --config=experiments/datasets/imagenette.py --out=runs/baselines
+    python experiments/baselines.py --methods kmeans turtle --spaces joined both --starts=64 \
+        --out=runs/baselines64
+
+Each method of `hume_jax/baselines` runs from `--starts` random starts in one program, on centred
+train rows of unit norm, and labels the test rows. The table shows the single starts (mean ±
+standard deviation), the one that the method's own label-free score would choose, and two votes, as
+HUME's tasks vote: of the half that agrees most with the others, and of the half that is best by the
+method's own score. Labels are opened for the scores, after all methods have run; the supervised
+ones alone are given those of train rows.
+
+A method that is finished has its labels in `OUT/METHOD-SPACES.npz` and is taken from there.
+Writes table.md, table.csv and table.png beside them.
+"""
+
+import argparse
+import csv
+import io
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import figures
+import jax.numpy as jnp
+import numpy as np
+import pairs
+
+from hume_jax.baselines import running
+from hume_jax.baselines.method import Data
+from hume_jax.baselines.methods import METHODS
+from hume_jax.baselines.neighbours import neighbours
+from hume_jax.core import aggregate
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.files import atomic_write
+from hume_jax.progress import Progress
+
+SPACES = ("phi1", "phi2", "joined", "both")
+SCORES = ("acc", "ari", "nmi")
+_SECONDS = ("neighbours", "compile", "run")
+
+
+class Job(NamedTuple):
+    """A method on some spaces."""
+
+    method: str
+    spaces: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.method}-{self.spaces}"
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=["phi1", "joined", "both"])
+    parser.add_argument("--exchanged", action="store_true", help="exchange phi1 and phi2")
+    parser.add_argument("--starts", type=int, default=5, help="random starts of each method")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The methods asked for, on those of the spaces that they take."""
+    found = []
+    for name in options.methods:
+        for spaces in options.spaces:
+            takes = {"one": spaces != "both", "two": spaces == "both"}
+            if takes.get(METHODS[name].spaces, True):
+                found.append(Job(name, spaces))
+    return found
+
+
+def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs a method from all starts.
+
+    Returns:
+      Arrays for an .npz file: labels (S, n) int32 of each split, its own score (S,) float32,
+      seconds of the neighbours, of compilation and of the rest, the steps taken, and the settings.
+    """
+    entry = METHODS[job.method]
+    settings = entry.settings(pair.n_classes)
+    spaces = pairs.choose(pair, "train", job.spaces)
+    began = time.perf_counter()
+    near = _neighbours(spaces, entry.neighbours)
+    searched = time.perf_counter() - began
+    true = None
+    if entry.supervised:
+        true = jnp.asarray(np.unique(pair.labels["train"], return_inverse=True)[1], jnp.int32)
+    data = Data(tuple(map(jnp.asarray, spaces)), near, true)
+    with Progress(settings.length, job.name) as progress:
+        fitted = running.fit(
+            entry.module,
+            settings,
+            data,
+            np.arange(options.starts),
+            options.seed,
+            done=lambda steps, loss: progress.update(steps, loss=loss),
+        )
+    found = {
+        split: running.predict(
+            entry.module, settings, fitted.state, pairs.choose(pair, split, job.spaces)
+        )
+        for split in pairs.SPLITS
+    }
+    score = running.score(entry.module, settings, fitted.state, data)
+    seconds = [searched, fitted.compile_seconds, fitted.seconds]
+    return {
+        **found,
+        "score": score,
+        "seconds": np.asarray(seconds),
+        "steps": np.asarray(fitted.steps),
+        "settings": np.asarray(_asked(job, options)),
+    }
+
+
+def _neighbours(spaces: Sequence[np.ndarray], count: int) -> Any:
+    """Neighbours in the first of the spaces, if the method looks at any."""
+    if not count:
+        return None
+    with Progress(len(spaces[0]), f"{count} neighbours", unit="rows") as progress:
+        return jnp.asarray(neighbours(spaces[0], count, done=progress.update))
+
+
+def _asked(job: Job, options: argparse.Namespace) -> str:
+    """What a stored result must have been made with, as text."""
+    values = METHODS[job.method].settings(1)._asdict()
+    asked = {"starts": options.starts, "seed": options.seed, "exchanged": options.exchanged}
+    config = [options.config, *options.fields]
+    return json.dumps({"config": config, **asked, "settings": values}, sort_keys=True)
+
+
+def results(
+    asked: Sequence[Job], options: argparse.Namespace
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Every job's arrays: those that are stored, and those made now, which are stored.
+
+    Raises:
+      UserError: what is stored was made with other settings.
+    """
+    config = figures.load_config(options.config, options.fields)
+    pair = pairs.load(config, exchanged=options.exchanged)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for job in asked:
+        path = options.out / f"{job.name}.npz"
+        if not path.exists():
+            arrays = run(job, pair, options)
+            with atomic_write(path) as file:
+                np.savez_compressed(file, **arrays)
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        if str(arrays["settings"]) != _asked(job, options):
+            raise UserError(f"{path} was made with other settings: delete it or give another --out")
+        yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
+
+
+def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of a method, on the test rows."""
+    entry, tasks, true, k = METHODS[job.method], arrays["test"], arrays["true"], int(arrays["K"])
+    single = [metrics.score(task, true) for task in tasks]
+    found: dict[str, Any] = {
+        "method": entry.title,
+        "spaces": job.spaces,
+        "single": {score: [each[score] for each in single] for score in SCORES},
+        "chosen": single[int(np.argmin(arrays["score"]))],
+        "seconds": dict(zip(_SECONDS, arrays["seconds"].tolist(), strict=True)),
+        "steps": int(arrays["steps"]),
+        "starts": len(tasks),
+    }
+    if not entry.supervised and len(tasks) > 1:
+        agreement = aggregate.mean_agreement(aggregate.agreement_matrix(arrays["train"], k))
+        half = max(1, len(tasks) // 2)
+        for name, order in (
+            ("agreement", np.argsort(-agreement)),
+            ("own", np.argsort(arrays["score"])),
+        ):
+            found[f"vote_{name}"] = metrics.score(_vote(arrays, np.sort(order[:half]), k), true)
+    return found
+
+
+def _vote(arrays: dict[str, Any], members: np.ndarray, k: int) -> np.ndarray:
+    """Labels of the test rows, by classes that were aligned on the train rows."""
+    ensemble = aggregate.ensemble(arrays["train"], k, members)
+    aligned = aggregate.relabel(arrays["test"][members], ensemble.permutations)
+    return aggregate.vote(aligned, k).labels
+
+
+HEAD = (
+    "method", "spaces", "starts", "single, test ACC", "lowest to highest", "by own score",
+    "vote, by agreement", "vote, by own score", "ARI of that", "NMI of that", "seconds",
+    "compile, s",
+)  # fmt: skip
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    """A method's line."""
+    single, seconds = found["single"]["acc"], found["seconds"]
+    last = found.get("vote_own", found["chosen"])
+    return [
+        found["method"],
+        found["spaces"],
+        str(found["starts"]),
+        figures.spread(single),
+        f"{min(single):.3f} to {max(single):.3f}",
+        f"{found['chosen']['acc']:.3f}",
+        *(f"{found[v]['acc']:.3f}" if v in found else "-" for v in ("vote_agreement", "vote_own")),
+        f"{last['ari']:.3f}",
+        f"{last['nmi']:.3f}",
+        f"{seconds['neighbours'] + seconds['run']:.1f}",
+        f"{seconds['compile']:.1f}",
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs what is missing, then writes and prints the table."""
+    options = parse_arguments(arguments)
+    found = [judge(job, arrays) for job, arrays in list(results(jobs(options), options))]
+    rows = [row(each) for each in found]
+    figures.write_json(
+        options.out / "table.json", {f"{f['method']}, {f['spaces']}": f for f in found}
+    )
+    text = figures.table(HEAD, rows)
+    with atomic_write(options.out / "table.md") as file:
+        file.write(f"{text}\n".encode())
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([HEAD, *rows])
+    with atomic_write(options.out / "table.csv") as file:
+        file.write(lines.getvalue().encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

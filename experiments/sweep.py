@@ -1,0 +1,330 @@
+"""Runs the settings that a config file's `sweep()` lists, each as `python -m hume_jax.main`.
+
+    python experiments/sweep.py --config=experiments/ablations/adjoint.py --out=runs/adjoint
+    python experiments/sweep.py --config=... --out=runs/adjoint --jobs=4
+    python experiments/sweep.py --config=... --out=runs/adjoint --launch=slurm \
+        --sbatch="--partition=gpu --gres=gpu:1 --time=2:00:00"
+    python experiments/sweep.py --config=... --out=runs/adjoint --launch=print
+
+`sweep()` returns a list of settings, each a mapping of config fields to values (`config.product`
+makes a grid); the key `variant` is what stands after the colon of `--config`. Settings that differ
+in `seed` alone are one run, which searches all of their seeds in one batched program. Fields for
+all of them stand behind a lone `--`.
+
+* `--launch=local` runs `--jobs` of them at a time, each on its share of the cores.
+* `--launch=slurm` writes OUT/sweep.sbatch, a job array, and hands it to `sbatch`.
+* `--launch=print` prints the commands, one a line.
+
+Started again, finished runs are kept, interrupted ones go on and failed ones are tried again. What
+is finished stands in OUT/table.md and OUT/table.csv, a line a setting; a run that fails is listed
+with the last line of its OUT/NAME.log, and the others go on.
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import figures
+import numpy as np
+
+from hume_jax import config as config_lib
+from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
+from hume_jax.progress import count, duration
+
+# Longest name of a run's folder.
+_NAME = 100
+_POLL_SECONDS = 0.2
+_SCRIPT = """#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}%{jobs}
+#SBATCH --output={out}/slurm-%A_%a.log
+{options}cd {folder} || exit 1
+bash -c "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {commands})"
+"""
+
+
+class Job(NamedTuple):
+    """All seeds of one setting: one run."""
+
+    name: str  # of its folder
+    setting: dict[str, Any]  # fields and values, without the seed
+    seeds: tuple[int, ...]
+    command: tuple[str, ...]
+    workdir: pathlib.Path
+
+    @property
+    def results(self) -> list[pathlib.Path]:
+        """Where the results of each seed are, or will be."""
+        if len(self.seeds) == 1:
+            return [self.workdir / "results.json"]
+        return [self.workdir / f"seed_{seed}" / "results.json" for seed in self.seeds]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done."""
+        return all(path.exists() for path in self.results)
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What it says while it runs."""
+        return self.workdir.with_name(f"{self.workdir.name}.log")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
+    parser.add_argument("--launch", choices=("local", "slurm", "print"), default="local")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--sbatch", default="", help="options of sbatch, one text")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"--jobs={options.jobs}: it must be at least 1")
+    return options
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The runs of a sweep, every one of their configs checked.
+
+    Raises:
+      UserError: no `sweep()`, a setting twice, or a field or value that will not do.
+    """
+    grouped: dict[str, tuple[dict[str, Any], list[int]]] = {}
+    for setting in config_lib.load_sweep(options.config):
+        rest = {name: value for name, value in setting.items() if name != "seed"}
+        name = _name(rest)
+        seeds = grouped.setdefault(name, (rest, []))[1]
+        seed = setting.get("seed", 0)
+        if seed in seeds:
+            raise UserError(f"{options.config}: sweep() lists {name} twice with seed {seed}")
+        seeds.append(seed)
+    return [_job(options, name, rest, seeds) for name, (rest, seeds) in grouped.items()]
+
+
+def _job(
+    options: argparse.Namespace, name: str, setting: Mapping[str, Any], seeds: Sequence[int]
+) -> Job:
+    file, colon, variant = options.config.partition(":")
+    variants = [v for v in (variant, setting.get("variant", "")) if v]
+    spec = f"{file}:{','.join(variants)}" if variants else file + colon
+    fields = [f"--config.{k}={_text(v)}" for k, v in setting.items() if k != "variant"]
+    fields += options.fields
+    fields.append(f"--config.seed={seeds[0]}" if len(seeds) == 1 else f"--config.seeds={(*seeds,)}")
+    try:
+        figures.load_config(spec, fields)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    workdir = options.out.resolve() / name
+    command = (sys.executable, "-m", "hume_jax.main", f"--config={spec}", *fields)
+    return Job(name, dict(setting), tuple(seeds), (*command, f"--workdir={workdir}"), workdir)
+
+
+def _text(value: Any) -> str:
+    """A value as flags take it."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def _name(setting: Mapping[str, Any]) -> str:
+    """A folder's name for a setting: short, readable, and no other's."""
+    text = ",".join(f"{name}={_text(value)}" for name, value in setting.items()) or "base"
+    name = re.sub(r"[^\w.=,+-]+", "_", text)
+    if name == text and len(name) <= _NAME:
+        return name
+    return f"{name[: _NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def run_locally(waiting: Sequence[Job], at_a_time: int) -> None:
+    """Runs jobs, some at a time, each on its share of the cores; failures do not stop the others.
+
+    Args:
+      waiting: the jobs.
+      at_a_time: how many run side by side.
+    """
+    shares = [set(share) for share in np.array_split(_cores(), at_a_time) if len(share)]
+    # More runs than cores: they share.
+    free = list(itertools.islice(itertools.cycle(shares), at_a_time))
+    running: dict[subprocess.Popen[bytes], tuple[Job, set[int]]] = {}
+    queue, began, done = list(waiting), time.monotonic(), 0
+    with _stopping(running):
+        while queue or running:
+            while queue and free:
+                job, cores = queue.pop(0), free.pop(0)
+                print(f"{job.name}: started", file=sys.stderr)
+                running[_start(job, cores)] = job, cores
+            for process in [process for process in running if process.poll() is not None]:
+                job, cores = running.pop(process)
+                free.append(cores)
+                done += 1
+                status = "done" if process.returncode == 0 else f"FAILED, {_last_line(job)}"
+                left = (time.monotonic() - began) / done * (len(waiting) - done)
+                print(
+                    f"{job.name}: {status} ({done} of {len(waiting)}, about {duration(left)} left)",
+                    file=sys.stderr,
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def _cores() -> list[int]:
+    """The cores that this process may use; of systems that do not tell, none."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def _start(job: Job, cores: set[int]) -> subprocess.Popen[bytes]:
+    job.workdir.parent.mkdir(parents=True, exist_ok=True)
+    own = _cores()
+    bound = hasattr(os, "sched_setaffinity")
+    # A process begins on the cores of the one that starts it, and counts them for its threads.
+    if bound:
+        os.sched_setaffinity(0, cores)
+    try:
+        with job.log.open("ab") as log:
+            return subprocess.Popen(job.command, stdout=log, stderr=log)
+    finally:
+        if bound:
+            os.sched_setaffinity(0, own)
+
+
+@contextlib.contextmanager
+def _stopping(running: Mapping[subprocess.Popen[bytes], Any]) -> Iterator[None]:
+    """Ends what still runs when this does."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _last_line(job: Job) -> str:
+    """What a run said last: of one that failed, the error."""
+    if not job.log.exists():
+        return "it was not started"
+    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
+    """Writes a SLURM job array and hands it over.
+
+    Raises:
+      UserError: there is no sbatch here, or it refuses.
+    """
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    commands, script = out / "commands.txt", out / "sweep.sbatch"
+    lines = [f"{shlex.join(job.command)} >> {shlex.quote(str(job.log))} 2>&1" for job in waiting]
+    _write(commands, "".join(f"{line}\n" for line in lines))
+    text = _SCRIPT.format(
+        name=out.name,
+        last=len(waiting) - 1,
+        jobs=options.jobs,
+        out=out,
+        options="".join(f"#SBATCH {word}\n" for word in shlex.split(options.sbatch)),
+        folder=shlex.quote(str(pathlib.Path.cwd())),
+        commands=shlex.quote(str(commands)),
+    )
+    _write(script, text)
+    if shutil.which("sbatch") is None:
+        raise UserError(f"there is no sbatch here; {script} is ready for a machine that has it")
+    if subprocess.run(["sbatch", str(script)]).returncode:
+        raise UserError(f"sbatch did not take {script}, see above")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
+    """The table of all finished runs: a head, and a line a setting."""
+    fields = list(dict.fromkeys(name for job in finished for name in job.setting))
+    rows = [(job, [figures.read_json(path) for path in job.results]) for job in finished]
+    splits = [
+        s for s in ("all", "train", "test") if any(s in r["ensemble"] for _, f in rows for r in f)
+    ]
+    head = [*fields, "seeds", "best objective", "mean agreement"]
+    head += [f"{split} {score}" for split in splits for score in ("ACC", "ARI", "NMI")]
+    head += ["single tasks, ACC", "search, s"]
+    return head, [_line(job, found, fields, splits) for job, found in rows]
+
+
+def _line(
+    job: Job, found: Sequence[dict[str, Any]], fields: Sequence[str], splits: Sequence[str]
+) -> list[str]:
+    tasks = [each["tasks"] for each in found]
+    line = [_text(job.setting.get(name, "")) for name in fields]
+    line.append(str(len(found)))
+    line.append(figures.spread([min(t["objective"] for t in each) for each in tasks], 4))
+    line.append(figures.spread([_mean(t["agreement"] for t in each) for each in tasks], 4))
+    for split in splits:
+        for score in ("acc", "ari", "nmi"):
+            line.append(
+                figures.spread([f["ensemble"].get(split, {}).get(score, np.nan) for f in found])
+            )
+    single = [_mean(t[s]["acc"] for t in each for s in splits[:1] if s in t) for each in tasks]
+    line.append(figures.spread(single))
+    line.append(figures.spread([each["seconds"]["search"] for each in found], 1))
+    return line
+
+
+def _mean(values: Iterator[float]) -> float:
+    return float(np.mean(list(values) or [np.nan]))
+
+
+def report(all_jobs: Sequence[Job], out: pathlib.Path) -> str:
+    """Writes the table of what is finished, and lists what is not."""
+    finished = [job for job in all_jobs if job.finished]
+    text = ""
+    if finished:
+        head, rows = collect(finished)
+        text = figures.table(head, rows)
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows([head, *rows])
+        _write(out / "table.csv", lines.getvalue())
+        _write(out / "table.md", text + "\n")
+    missing = [f"* {job.name}: {_last_line(job)}" for job in all_jobs if not job.finished]
+    if missing:
+        text += f"\n\nnot finished, {len(missing)} of {count(len(all_jobs), 'run')}:\n"
+        text += "\n".join(missing)
+    return text.strip()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs what is not finished, then prints the table.
+
+    Returns:
+      The exit status: 1 where a run failed.
+    """
+    options = parse_arguments(arguments)
+    all_jobs = jobs(options)
+    waiting = [job for job in all_jobs if not job.finished]
+    if options.launch == "print":
+        print("\n".join(shlex.join(job.command) for job in waiting))
+        return 0
+    if options.launch == "slurm" and waiting:
+        submit(waiting, options)
+    elif options.launch == "local":
+        run_locally(waiting, options.jobs)
+    print(report(all_jobs, options.out))
+    return int(options.launch == "local" and not all(job.finished for job in all_jobs))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        sys.exit(main(sys.argv[1:]))

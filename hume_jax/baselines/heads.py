@@ -1,0 +1,116 @@
+"""Heads on frozen features, S at a time: what the methods of deep clustering train here.
+
+Every method of this folder that trains by batches does so in the same way: a step is one pass over
+the rows, in a new order that all heads share, and the loss of the pass is the mean over its
+batches.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from hume_jax.baselines.method import step_key
+
+# Parameters of S heads: a tree whose leaves begin with S.
+Params = Any
+
+
+class Linear(NamedTuple):
+    """A linear head of each task."""
+
+    w: Array  # (S, d, K) float32
+    b: Array  # (S, K) float32
+
+
+class Trained(NamedTuple):
+    """What is carried from pass to pass."""
+
+    params: Params
+    optimiser: optax.OptState
+
+
+def linear(keys: Array, dim: int, outputs: int) -> Linear:
+    """Linear heads U(+-1/sqrt(d)), as PyTorch starts them.
+
+    Args:
+      keys: ``(S,)``.
+      dim: d.
+      outputs: K.
+    """
+
+    def one(key: Array) -> Linear:
+        w, b = jax.random.split(key)
+        bound = dim**-0.5
+        return Linear(
+            jax.random.uniform(w, (dim, outputs), jnp.float32, -bound, bound),
+            jax.random.uniform(b, (outputs,), jnp.float32, -bound, bound),
+        )
+
+    return jax.vmap(one)(keys)
+
+
+def logits(head: Linear, x: Array) -> Array:
+    """Logits ``(S, n, K)`` of rows ``(n, d)``."""
+    return jnp.einsum("nd,sdk->snk", x, head.w) + head.b[:, None]
+
+
+def batches(key: Array, n: int, size: int) -> Array:
+    """All rows in a random order, ``(n // size, size)`` int32; those left over wait.
+
+    Args:
+      key: of the pass.
+      n: number of rows.
+      size: rows of a batch; fewer where there are fewer rows.
+    """
+    size = min(size, n)
+    order = jax.random.permutation(key, n)[: n // size * size]
+    return order.reshape(-1, size).astype(jnp.int32)
+
+
+def train(
+    trained: Trained,
+    key: Array,
+    n: int,
+    size: int,
+    optimiser: optax.GradientTransformation,
+    loss: Callable[[Params, Array, Array], Array],
+) -> tuple[Trained, Array]:
+    """One pass over the rows.
+
+    Args:
+      trained: parameters before.
+      key: of the pass.
+      n: number of rows.
+      size: rows of a batch.
+      optimiser: element by element, so that the heads do not touch each other.
+      loss: of parameters, rows ``(size,)`` and a key: ``(S,)``.
+
+    Returns:
+      What was trained, and the mean loss over the batches, ``(S,)``.
+    """
+
+    def one(carry: Trained, rows_and_key: tuple[Array, Array]) -> tuple[Trained, Array]:
+        rows, batch_key = rows_and_key
+
+        def total(params: Params) -> tuple[Array, Array]:
+            each = loss(params, rows, batch_key)
+            return jnp.sum(each), each
+
+        gradients, each = jax.grad(total, has_aux=True)(carry.params)
+        updates, state = optimiser.update(gradients, carry.optimiser, carry.params)
+        return Trained(optax.apply_updates(carry.params, updates), state), each
+
+    order_key, loss_key = jax.random.split(key)
+    rows = batches(order_key, n, size)
+    keys = jax.random.split(loss_key, len(rows))
+    trained, losses = jax.lax.scan(one, trained, (rows, keys))
+    return trained, jnp.mean(losses, axis=0)
+
+
+def pass_key(seed: Array | int, step: Array) -> Array:
+    """The key of a pass."""
+    return step_key(seed, step)
