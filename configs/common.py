@@ -196,6 +196,10 @@ def _presets() -> config_dict.ConfigDict:
     # Temperature T of the labels, sparsemax(theta^T phi1 / T).
     fast.encoder.temperature, paper.encoder.temperature = 0.2, 0.1
 
+    # Start of theta: 'random', any orthonormal matrix, or 'rows' of phi1 that are far from each
+    # other (k-means++), made orthonormal.
+    fast.encoder.start, paper.encoder.start = "random", "random"
+
     # Outer steps.
     fast.search.steps, paper.search.steps = 150, 1000
     # Rows of the random subset that a step looks at, rounded down to equally many of each shard.
@@ -253,6 +257,9 @@ def _presets() -> config_dict.ConfigDict:
     # Which tasks vote: those that agree most with the others ('agreement'), those best by
     # 'objective' or by 'cv_accuracy', or 'all'.
     fast.ensemble.select, paper.ensemble.select = "agreement", "all"
+    # The vote: 'soft' gives each class of a task shares in several classes, estimated from the
+    # other tasks, and evens out the classes under a uniform prior; 'hard' is the majority.
+    fast.ensemble.vote, paper.ensemble.vote = "hard", "hard"
 
     presets = config_dict.ConfigDict()
     presets.fast, presets.paper = fast, paper

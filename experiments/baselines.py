@@ -2,7 +2,7 @@
 
     python experiments/baselines.py --config=experiments/datasets/imagenette.py --out=runs/baselines
     python experiments/baselines.py --methods kmeans turtle --spaces joined both --starts=64 \
-        --out=runs/baselines64
+        --set turtle.steps=300 --out=runs/baselines64
 
 Each method of `hume_jax/baselines` runs from `--starts` random starts in one program, on centred
 train rows of unit norm, and labels the test rows. The table shows the single starts (mean ±
@@ -66,6 +66,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--exchanged", action="store_true", help="exchange phi1 and phi2")
     parser.add_argument("--starts", type=int, default=5, help="random starts of each method")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="settings of methods"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     return parser.parse_args(arguments)
 
@@ -81,6 +84,30 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     return found
 
 
+def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.Settings:
+    """A method's settings, with those that were set on the command line.
+
+    Raises:
+      UserError: no such method or field, or a value that is not of the field's type.
+    """
+    settings: Any = METHODS[method].settings(n_classes)
+    for change in changes:
+        name, _, value = change.partition("=")
+        owner, _, field = name.partition(".")
+        if owner not in METHODS:
+            raise UserError(f"--set {change}: no method is called {owner!r}")
+        if owner != method:
+            continue
+        kind = type(getattr(settings, field, None))
+        if field not in settings._fields or kind not in (int, float):
+            raise UserError(f"--set {change}: {owner} has no number called {field!r}")
+        try:
+            settings = settings._replace(**{field: kind(value)})
+        except ValueError as error:
+            raise UserError(f"--set {change}: {error}") from error
+    return settings
+
+
 def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, Any]:
     """Runs a method from all starts.
 
@@ -89,7 +116,7 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
       seconds of the neighbours, of compilation and of the rest, the steps taken, and the settings.
     """
     entry = METHODS[job.method]
-    settings = entry.settings(pair.n_classes)
+    settings = settings_of(job.method, pair.n_classes, options.set)
     spaces = pairs.choose(pair, "train", job.spaces)
     began = time.perf_counter()
     near = _neighbours(spaces, entry.neighbours)
@@ -134,7 +161,7 @@ def _neighbours(spaces: Sequence[np.ndarray], count: int) -> Any:
 
 def _asked(job: Job, options: argparse.Namespace) -> str:
     """What a stored result must have been made with, as text."""
-    values = METHODS[job.method].settings(1)._asdict()
+    values = settings_of(job.method, 1, options.set)._asdict()
     asked = {"starts": options.starts, "seed": options.seed, "exchanged": options.exchanged}
     config = [options.config, *options.fields]
     return json.dumps({"config": config, **asked, "settings": values}, sort_keys=True)

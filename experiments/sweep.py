@@ -155,7 +155,7 @@ def run_locally(waiting: Sequence[Job], at_a_time: int) -> None:
       waiting: the jobs.
       at_a_time: how many run side by side.
     """
-    shares = [set(share) for share in np.array_split(_cores(), at_a_time) if len(share)]
+    shares = [set(part.tolist()) for part in np.array_split(_cores(), at_a_time) if len(part)]
     # More runs than cores: they share.
     free = list(itertools.islice(itertools.cycle(shares), at_a_time))
     running: dict[subprocess.Popen[bytes], tuple[Job, set[int]]] = {}

@@ -17,6 +17,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "inner.adjoint": ("implicit", "unrolled", "first_order"),
     "inner.solver": ("newton", "nesterov", "gradient"),
     "inner.start": ("warm", "cold", "fixed", "random"),
+    "encoder.start": ("rows", "random"),
+    "ensemble.vote": ("soft", "hard"),
     "ensemble.select": ("agreement", "objective", "cv_accuracy", "all"),
     "precision": ("default", "high", "highest"),
 }

@@ -117,17 +117,18 @@ class FromDisk:
 
         program = self._compiled.get(("blank", len(tasks)), blank, (self._seed, numbers))
         state = parallel.place_state(program(self._seed, numbers), self._mesh)
-        if self._settings.start != "warm":
+        if not search.begins_from_rows(self._settings):
             return state
         self._ahead.start((0, 0))
         settings = search.first_settings(self._settings)
         change = self._change(settings)
-        first = functools.partial(search.first_solutions, settings=settings)
-        key, arguments = ("first", len(tasks)), (state, self._subset_like(settings))
+        first = functools.partial(search.begin, settings=settings)
+        key = ("first", len(tasks))
+        arguments = (state, self._seed, self._subset_like(settings))
         program = self._compiled.get(key, first, arguments, out_shardings=self._by_task(state))
         began = time.perf_counter()
         subset = self._take((0, 0), (0, 0), change)
-        state = jax.block_until_ready(program(state, subset))
+        state = jax.block_until_ready(program(state, self._seed, subset))
         self.seconds.search += time.perf_counter() - began
         return state
 

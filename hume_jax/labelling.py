@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hume_jax.core import aggregate, task_encoder
+from hume_jax.core.consensus import soft_vote
 from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepare import joined_rows
 from hume_jax.representations.scaling import Kind, Statistics
@@ -26,6 +27,10 @@ class Model(NamedTuple):
     theta: np.ndarray  # (M, d1, K) float32, members of the ensemble with common class numbers
     statistics: tuple[Statistics, ...]  # of each phi1 file, from the searched rows
     kind: Kind  # how phi1 is normalised: 'rows' or 'stored'
+    # Of a soft vote: (M, K, K) float32 shares of the vote of each member's class, and (K,) float64
+    # weights of the classes. None: the majority.
+    tables: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def encode(
@@ -70,7 +75,9 @@ def predict(
     arrays: Sequence[Array],
     done: Callable[[int], None] = lambda rows: None,
 ) -> aggregate.Vote:
-    """Labels rows by the vote of a model's task encoders; ties go to the lowest class.
+    """Labels rows by the vote of a model's task encoders, soft or of the majority.
+
+    Ties go to the lowest class.
 
     Args:
       model: of a finished run.
@@ -78,7 +85,9 @@ def predict(
       done: called with the number of rows of each block.
     """
     tasks = encode(model.theta, arrays, model.statistics, model.kind, done)
-    return aggregate.vote(tasks, model.theta.shape[2])
+    if model.tables is None or model.weights is None:
+        return aggregate.vote(tasks, model.theta.shape[2])
+    return soft_vote(tasks, model.tables, model.weights)
 
 
 def aligned(theta: np.ndarray, permutations: np.ndarray) -> np.ndarray:
@@ -95,6 +104,8 @@ def aligned(theta: np.ndarray, permutations: np.ndarray) -> np.ndarray:
 def to_arrays(model: Model) -> dict[str, np.ndarray]:
     """A model as named arrays, for an .npz file."""
     arrays = {"theta": model.theta, "kind": np.asarray(model.kind)}
+    if model.tables is not None and model.weights is not None:
+        arrays |= {"tables": model.tables, "weights": model.weights}
     for i, stats in enumerate(model.statistics):
         arrays[f"mean_{i}"], arrays[f"scale_{i}"] = stats.mean, stats.scale
     return arrays
@@ -105,4 +116,5 @@ def from_arrays(arrays: Mapping[str, Any]) -> Model:
     files = sum(name.startswith("mean_") for name in arrays)
     stats = tuple(Statistics(arrays[f"mean_{i}"], arrays[f"scale_{i}"]) for i in range(files))
     kind: Kind = "rows" if str(arrays["kind"]) == "rows" else "stored"
-    return Model(arrays["theta"], stats, kind)
+    soft = {name: arrays[name] for name in ("tables", "weights") if name in arrays}
+    return Model(arrays["theta"], stats, kind, **soft)

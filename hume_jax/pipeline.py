@@ -19,6 +19,7 @@ import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate, search
+from hume_jax.core.consensus import consensus
 from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import Progress, count, duration
 from hume_jax.report import results
@@ -247,6 +248,15 @@ class _Run:
         """Labels of every split by the stored model, which is what predicts new rows."""
         members = labelling.aligned(theta[ensemble.members], ensemble.permutations)
         model = labelling.Model(members, self.statistics, self.kind)
+        if self.config.ensemble.vote == "soft":
+            voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
+            soft = consensus(
+                voters,
+                ensemble.vote.labels,
+                self.config.n_classes,
+                balanced=not self.config.class_prior,
+            )
+            model = model._replace(tables=soft.tables, weights=soft.weights)
         self.folder.write_npz("model.npz", labelling.to_arrays(model))
         train, test = self.dataset.train, self.dataset.test
         found = {"train": Found(tasks[:, : train.n], self._predict(model, train))}
@@ -311,6 +321,7 @@ class _Run:
                 "members": ensemble.members,
                 "reference": ensemble.reference,
                 "select": self.config.ensemble.select,
+                "vote": self.config.ensemble.vote,
                 "agreement": float(np.mean(found["train"].vote.agreement)),
                 "class_counts": np.bincount(votes["train"], minlength=self.config.n_classes),
             },

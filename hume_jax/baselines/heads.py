@@ -26,6 +26,13 @@ class Linear(NamedTuple):
     b: Array  # (S, K) float32
 
 
+class Mlp(NamedTuple):
+    """A head of one hidden layer of each task."""
+
+    first: Linear  # d to h
+    last: Linear  # h to K
+
+
 class Trained(NamedTuple):
     """What is carried from pass to pass."""
 
@@ -53,9 +60,25 @@ def linear(keys: Array, dim: int, outputs: int) -> Linear:
     return jax.vmap(one)(keys)
 
 
-def logits(head: Linear, x: Array) -> Array:
-    """Logits ``(S, n, K)`` of rows ``(n, d)``."""
-    return jnp.einsum("nd,sdk->snk", x, head.w) + head.b[:, None]
+def mlp(keys: Array, dim: int, hidden: int, outputs: int) -> Mlp:
+    """Heads of one hidden layer, started as `linear` ones.
+
+    Args:
+      keys: ``(S,)``.
+      dim: d.
+      hidden: h.
+      outputs: K.
+    """
+    first, last = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    return Mlp(linear(first, dim, hidden), linear(last, hidden, outputs))
+
+
+def logits(head: Linear | Mlp, x: Array) -> Array:
+    """Logits ``(S, n, K)`` of rows, the same ``(n, d)`` for all heads or ``(S, n, d)``."""
+    if isinstance(head, Mlp):
+        return logits(head.last, jax.nn.relu(logits(head.first, x)))
+    product = "nd,sdk->snk" if x.ndim == 2 else "snd,sdk->snk"
+    return jnp.einsum(product, x, head.w) + head.b[:, None]
 
 
 def batches(key: Array, n: int, size: int) -> Array:
@@ -114,3 +137,42 @@ def train(
 def pass_key(seed: Array | int, step: Array) -> Array:
     """The key of a pass."""
     return step_key(seed, step)
+
+
+class Watch(NamedTuple):
+    """Whether the labels of a head still change, which needs no true label to see."""
+
+    labels: Array  # (S, n) int32, of the last look
+    quiet: Array  # (S,) int32, looks since a noticeable change
+
+
+# A change of labels is noticed if it is one of this share of the rows.
+_NOTICED = 1e-3
+
+
+def unwatched(tasks: int, n: int) -> Watch:
+    """Before the first look."""
+    return Watch(jnp.full((tasks, n), -1, jnp.int32), jnp.zeros(tasks, jnp.int32))
+
+
+def watch(seen: Watch, labels: Array) -> Watch:
+    """One look at labels ``(S, n)`` int32."""
+    same = jnp.mean(labels != seen.labels, axis=1) < _NOTICED
+    return Watch(labels, jnp.where(same, seen.quiet + 1, 0))
+
+
+def keep(settled: Array, before: Any, after: Any) -> Any:
+    """What heads go on with: those that have settled stay what they are.
+
+    Args:
+      settled: ``(S,)`` bool.
+      before: a tree; leaves that begin with S belong to the heads one by one.
+      after: the same after a step.
+    """
+
+    def one(old: Array, new: Array) -> Array:
+        if new.ndim == 0 or new.shape[0] != len(settled):
+            return new
+        return jnp.where(settled.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+    return jax.tree.map(one, before, after)

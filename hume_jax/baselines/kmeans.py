@@ -1,16 +1,31 @@
-"""k-means in one representation space: what the space gives without any search."""
+"""k-means in one representation space: what the space gives without any search.
+
+Twice: as a method of this folder, many seeds at a time from rows in memory (`init`, `step`,
+`predict`, `score`), and as the floor beside every run of the search, `kmeans`, which reads rows
+from anywhere within a bound on memory and leaves the work to scikit-learn.
+
+The method is Lloyd's algorithm from starts by k-means++ (Arthur & Vassilvitskii, SODA 2007); the
+start of lowest inertia is kept. Spherical k-means (Dhillon & Modha, Machine Learning 2001) has
+centres of unit norm. A cluster that loses all of its rows keeps its centre.
+"""
 
 import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+from hume_jax.baselines.method import Data, Info, task_keys
 from hume_jax.baselines.rows import Rows
+from hume_jax.core.task_encoder import spread_rows
 
 STARTS = 10
 # Rows that are held as a float32 copy at a time when centres are assigned.
@@ -91,3 +106,110 @@ def _assign(model: KMeans, rows: Rows) -> np.ndarray:
         for start in range(0, len(rows), _BLOCK)
     ]
     return np.concatenate(blocks).astype(np.int32)
+
+
+# Numbers, a float32 for each row and centre, of the starts that are looked at together.
+_TOGETHER = 2**25
+
+
+class Settings(NamedTuple):
+    """Of the method. Static under jit."""
+
+    n_classes: int
+    spherical: bool = False  # whether centres have unit norm
+    starts: int = STARTS  # of each task
+    steps: int = 300  # at most
+    space: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of steps, at most."""
+        return self.steps
+
+
+class State(NamedTuple):
+    """S tasks of R starts each."""
+
+    task: Array  # (S,) int32
+    centres: Array  # (S, R, K, d) float32
+    inertia: Array  # (S, R) float32, mean squared distance of the rows to the centres before these
+    settled: Array  # (S,) bool, whether centres are what they were
+    step: Array  # () int32
+
+
+def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> State:
+    """Centres by k-means++.
+
+    Args:
+      seed: of the run.
+      tasks: ``(S,)`` int32 numbers of the tasks.
+      data: the rows.
+      settings: of the method.
+    """
+    x = data.spaces[settings.space]
+    keys = jax.vmap(lambda key: jax.random.split(key, settings.starts))(task_keys(seed, tasks))
+    rows = jax.lax.map(
+        lambda key: spread_rows(key, x, settings.n_classes),
+        keys.reshape(-1),
+        batch_size=_together(x, 1),
+    )
+    centres = x[rows].reshape(len(tasks), settings.starts, settings.n_classes, -1)
+    inertia = jnp.full(centres.shape[:2], jnp.inf)
+    none = jnp.zeros(len(tasks), bool)
+    return State(tasks, centres, inertia, none, jnp.zeros((), jnp.int32))
+
+
+def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
+    """One step of Lloyd's algorithm of every start."""
+    del seed
+    x = data.spaces[settings.space]
+    flat = state.centres.reshape(-1, *state.centres.shape[2:])
+    moved, inertia = jax.lax.map(
+        lambda centres: _lloyd(centres, x, settings.spherical),
+        flat,
+        batch_size=_together(x, settings.n_classes),
+    )
+    centres = moved.reshape(state.centres.shape)
+    inertia = inertia.reshape(state.inertia.shape)
+    settled = jnp.all(centres == state.centres, axis=(1, 2, 3))
+    state = State(state.task, centres, inertia, settled, state.step + 1)
+    return state, Info(jnp.min(inertia, axis=1))
+
+
+def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+    """The nearest centre of every row in the best start, ``(S, m)`` int32."""
+    best = jnp.argmin(state.inertia, axis=1)
+    centres = jnp.take_along_axis(state.centres, best[:, None, None, None], axis=1)[:, 0]
+    x = spaces[settings.space]
+    return jax.lax.map(lambda c: jnp.argmin(_distances(c, x), axis=1).astype(jnp.int32), centres)
+
+
+def score(state: State, data: Data, settings: Settings) -> Array:
+    """Inertia of the best start, ``(S,)``."""
+    del data, settings
+    return jnp.min(state.inertia, axis=1)
+
+
+def _distances(centres: Array, x: Array) -> Array:
+    """``(n, K)`` squared distances to centres ``(K, d)``, less the rows' own squares."""
+    return jnp.sum(centres**2, axis=1)[None] - 2 * x @ centres.T
+
+
+def _lloyd(centres: Array, x: Array, spherical: bool) -> tuple[Array, Array]:
+    """Centres after a step, and the mean squared distance before it."""
+    distances = _distances(centres, x)
+    nearest = jnp.argmin(distances, axis=1)
+    own = jax.nn.one_hot(nearest, len(centres), dtype=x.dtype)
+    counts = jnp.sum(own, axis=0)[:, None]
+    moved = own.T @ x / jnp.maximum(counts, 1)
+    if spherical:
+        norms = jnp.linalg.norm(moved, axis=1, keepdims=True)
+        counts = jnp.where(norms > 0, counts, 0)
+        moved /= jnp.where(norms > 0, norms, 1)
+    inertia = jnp.mean(jnp.min(distances, axis=1)) + jnp.mean(jnp.sum(x**2, axis=1))
+    return jnp.where(counts > 0, moved, centres), inertia
+
+
+def _together(x: Array, centres: int) -> int:
+    """Starts that are looked at together."""
+    return max(1, _TOGETHER // (len(x) * centres))

@@ -1,4 +1,13 @@
-"""Supervised linear probe in one representation space: what a linear model gets from the labels."""
+"""Supervised linear probe in one representation space: what a linear model gets from the labels.
+
+Twice: as a method of this folder, many seeds at a time from rows in memory (`init`, `step`,
+`predict`, `score`), and as the ceiling beside every run of the search, `probe`, which reads rows
+from anywhere within a bound on memory and leaves the work to scikit-learn.
+
+The method is the search's own inner fit (Eq. 5) on the true labels: the constant is penalised like
+the rest. A step is a fit: one for each penalty on nine tenths of the rows, then one on all of them
+with the penalty of highest accuracy on the other tenth, which each seed draws anew.
+"""
 
 import os
 import warnings
@@ -6,12 +15,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from hume_jax.baselines.fine_tune import held_out_rows
+from hume_jax.baselines.method import Data, Info, task_keys
 from hume_jax.baselines.rows import Rows
+from hume_jax.core import inner_fit
 
 # In units of a space whose centred rows have unit mean squared norm, as the inner fit's lambda.
 # Chosen on held-out rows of the training split: 1e-4 to 1e-5 on photographs (d = 1,280, 10
@@ -141,3 +156,105 @@ def _fit(x: np.ndarray, y: np.ndarray, penalty: float) -> LogisticRegression:
     # The sum over rows and 1/2 |W|^2, for W on columns that are larger by sqrt(d).
     inverse = 1.0 / (len(x) * x.shape[1] * penalty)
     return LogisticRegression(C=inverse, max_iter=_STEPS, tol=_TOLERANCE).fit(x, y)
+
+
+class Settings(NamedTuple):
+    """Of the method. Static under jit."""
+
+    n_classes: int
+    penalties: tuple[float, ...] = PENALTIES  # from the largest down
+    steps: int = 20  # Newton steps of a fit, at most
+    newton_steps: int = 10  # conjugate-gradient steps in each
+    tolerance: float = 3e-4  # norm of the gradient at which a fit stops
+    space: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of steps: fits."""
+        return len(self.penalties) + 1
+
+
+class State(NamedTuple):
+    """S fits side by side."""
+
+    task: Array  # (S,) int32
+    w: Array  # (S, d + 1, K) float32, weights of rows and of the constant
+    accuracy: Array  # (S, penalties) float32, on the held-out tenth
+    held_out: Array  # (S, n) bool
+    basis: Array  # (d + 1, d + 1) float32, principal directions of the rows and the constant
+    variance: Array  # (d + 1,) float32, along each
+    step: Array  # () int32, fits so far
+
+
+def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> State:
+    """The state before the first fit.
+
+    Args:
+      seed: of the run.
+      tasks: ``(S,)`` int32 numbers of the fits.
+      data: the rows, and their true labels.
+      settings: of the method.
+    """
+    x = _with_constant(data.spaces[settings.space])
+    n, dim = x.shape
+    held_out = jax.vmap(lambda key: held_out_rows(key, n))(task_keys(seed, tasks))
+    variance, basis = jnp.linalg.eigh(x.T @ x / n)
+    w = jnp.zeros((len(tasks), dim, settings.n_classes))
+    accuracy = jnp.full((len(tasks), len(settings.penalties)), -1.0)
+    none = jnp.zeros((), jnp.int32)
+    return State(tasks, w, accuracy, held_out, basis, jnp.maximum(variance, 0), none)
+
+
+def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
+    """One fit: on nine tenths of the rows or, last, on all."""
+    del seed
+    x = _with_constant(data.spaces[settings.space])
+    penalties = jnp.asarray(settings.penalties)
+    choosing = state.step < len(penalties)
+    y = jax.nn.one_hot(data.true, settings.n_classes, axis=0)
+
+    def one(accuracy: Array, held_out: Array) -> tuple[Array, Array, Array]:
+        penalty = penalties[jnp.where(choosing, state.step, jnp.argmax(accuracy))]
+        rows = ~(held_out & choosing)
+        scale = (state.variance + 2 * penalty) ** -0.5
+        # A row of zeros does not act on the fit, which takes the mean over all.
+        coordinates = (x @ state.basis) * scale[None] * rows[:, None]
+        weight = jnp.mean(rows.astype(x.dtype))
+        weights = penalty * scale**2 * weight
+        w, _ = inner_fit.minimise(
+            jnp.zeros((settings.n_classes, x.shape[1]), x.dtype),
+            coordinates,
+            y,
+            weights,
+            0.0,
+            steps=settings.steps,
+            solver="newton",
+            newton_steps=settings.newton_steps,
+            tolerance=settings.tolerance,
+        )
+        loss = inner_fit.loss(w, coordinates, y, weights)
+        w = state.basis @ (w * scale[None]).T
+        right = jnp.argmax(x @ w, axis=1) == data.true
+        seen = jnp.sum(right & held_out) / jnp.maximum(jnp.sum(held_out), 1)
+        return w, seen.astype(x.dtype), loss
+
+    w, seen, loss = jax.lax.map(lambda task: one(*task), (state.accuracy, state.held_out))
+    # After the last penalty there is no place any more, and nothing is written.
+    accuracy = state.accuracy.at[:, state.step].set(seen, mode="drop")
+    return state._replace(w=w, accuracy=accuracy, step=state.step + 1), Info(loss)
+
+
+def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+    """The most probable class of every row, ``(S, m)`` int32."""
+    z = jnp.einsum("nd,sdk->snk", _with_constant(spaces[settings.space]), state.w)
+    return jnp.argmax(z, axis=-1).astype(jnp.int32)
+
+
+def score(state: State, data: Data, settings: Settings) -> Array:
+    """Less the accuracy on the held-out rows, ``(S,)``: lowest is best."""
+    del data, settings
+    return -jnp.max(state.accuracy, axis=1)
+
+
+def _with_constant(x: Array) -> Array:
+    return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)

@@ -8,6 +8,8 @@ label (Eq. 12).
 
 Kept: all of it, weight normalisation of the encoders and cold or warm starts included. The method
 is made for frozen features, so nothing is left out. Its authors take features as they are stored.
+A search whose labels rest (fewer than 0.1 % of the rows change in each of `patience` looks that are
+`look` steps apart) stops there, which needs no true label to see.
 """
 
 import functools
@@ -18,6 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from hume_jax.baselines import heads
+from hume_jax.baselines.heads import Linear
 from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
@@ -32,18 +36,13 @@ class Settings(NamedTuple):
     entropy_weight: float = 10.0  # gamma of Eq. 12
     batch: int = 10_000
     warm: bool = False  # whether linear models go on from the last step's, or begin anew
+    look: int = 50  # steps between two looks at the labels of all rows
+    patience: int = 2  # looks in which labels rest before a search stops; 0: it never does
 
     @property
     def length(self) -> int:
         """Number of steps: of the task encoders."""
         return self.steps
-
-
-class Linear(NamedTuple):
-    """A linear model of each task in one space."""
-
-    w: Array  # (S, d, K) float32
-    b: Array  # (S, K) float32
 
 
 class Encoder(NamedTuple):
@@ -63,6 +62,8 @@ class State(NamedTuple):
     models: tuple[Linear, ...]  # of each space; where starts are warm
     inner_optimiser: optax.OptState
     loss: Array  # (S,) float32, of the last step
+    watch: heads.Watch  # of the most probable classes of all rows
+    settled: Array  # (S,) bool
     step: Array  # () int32
 
 
@@ -86,6 +87,8 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
         models,
         optax.adam(settings.inner_learning_rate).init(models),
         jnp.full(len(tasks), jnp.inf, jnp.float32),
+        heads.unwatched(len(tasks), len(data.spaces[0])),
+        jnp.zeros(len(tasks), bool),
         jnp.zeros((), jnp.int32),
     )
 
@@ -114,8 +117,38 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     gradients, loss = jax.grad(total, has_aux=True)(state.encoders)
     updates, optimiser = optax.adam(settings.learning_rate).update(gradients, state.optimiser)
     encoders = optax.apply_updates(state.encoders, updates)
-    state = State(state.task, encoders, optimiser, models, inner_optimiser, loss, state.step + 1)
+    before = (state.encoders, state.optimiser, state.models, state.inner_optimiser, state.loss)
+    after = (encoders, optimiser, models, inner_optimiser, loss)
+    encoders, optimiser, models, inner_optimiser, loss = heads.keep(state.settled, before, after)
+    seen, settled = _look(state, encoders, data, settings)
+    state = State(
+        state.task,
+        encoders,
+        optimiser,
+        models,
+        inner_optimiser,
+        loss,
+        seen,
+        settled,
+        state.step + 1,
+    )
     return state, Info(loss)
+
+
+def _look(
+    state: State, encoders: tuple[Encoder, ...], data: Data, settings: Settings
+) -> tuple[heads.Watch, Array]:
+    """Looks at the labels of all rows every so many steps, if a search may stop early."""
+    if not settings.patience:
+        return state.watch, state.settled
+
+    def look(seen: heads.Watch) -> heads.Watch:
+        labels = jnp.argmax(_labels(encoders, data.spaces)[0], axis=-1)
+        return heads.watch(seen, labels.astype(jnp.int32))
+
+    due = (state.step + 1) % settings.look == 0
+    seen = jax.lax.cond(due, look, lambda seen: seen, state.watch)
+    return seen, state.settled | (seen.quiet >= settings.patience)
 
 
 def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
@@ -157,20 +190,13 @@ def objective(
 
 
 def _linears(keys: Array, data: Data, settings: Settings) -> tuple[Linear, ...]:
-    """Linear models of each space, U(+-1/sqrt(d)) as PyTorch starts them."""
-
-    def one(key: Array, dim: int) -> Linear:
-        w, b = jax.random.split(key)
-        bound = dim**-0.5
-        shape = (dim, settings.n_classes)
-        return Linear(
-            jax.random.uniform(w, shape, jnp.float32, -bound, bound),
-            jax.random.uniform(b, shape[1:], jnp.float32, -bound, bound),
-        )
-
+    """A linear model of each task in each space."""
+    folded = [
+        jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(len(data.spaces))
+    ]
     return tuple(
-        jax.vmap(lambda key, i=i, x=x: one(jax.random.fold_in(key, i), x.shape[1]))(keys)
-        for i, x in enumerate(data.spaces)
+        heads.linear(own, x.shape[1], settings.n_classes)
+        for own, x in zip(folded, data.spaces, strict=True)
     )
 
 
@@ -179,19 +205,15 @@ def _labels(encoders: tuple[Encoder, ...], spaces: tuple[Array, ...]) -> tuple[A
     own = []
     for encoder, x in zip(encoders, spaces, strict=True):
         w = encoder.v * (encoder.length / jnp.linalg.norm(encoder.v, axis=1))[:, None]
-        own.append(jax.nn.softmax(_logits(Linear(w, encoder.b), x), axis=-1))
+        own.append(jax.nn.softmax(heads.logits(Linear(w, encoder.b), x), axis=-1))
     return functools.reduce(jnp.add, own) / len(own), own
-
-
-def _logits(model: Linear, x: Array) -> Array:
-    return jnp.einsum("nd,sdk->snk", x, model.w) + model.b[:, None]
 
 
 def _cross_entropy(models: tuple[Linear, ...], spaces: tuple[Array, ...], labels: Array) -> Array:
     """``(S,)``, of the mean row, summed over the spaces."""
     total = jnp.zeros(len(labels), labels.dtype)
     for model, x in zip(models, spaces, strict=True):
-        log_p = jax.nn.log_softmax(_logits(model, x), axis=-1)
+        log_p = jax.nn.log_softmax(heads.logits(model, x), axis=-1)
         total -= jnp.mean(jnp.sum(labels * log_p, axis=-1), axis=-1)
     return total
 

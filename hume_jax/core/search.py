@@ -39,6 +39,7 @@ class Search(NamedTuple):
     anneal_steps: tuple[int, ...] = (120, 160)
     anneal_learning_rate: float = 0.1  # factor at each anneal step
     anneal_temperature: float = 0.1  # factor at each anneal step
+    encoder_start: str = "random"  # of theta: 'random' | 'rows'
     start: str = "warm"  # of the inner fit: 'warm' | 'cold' | 'fixed' | 'random'
     inner: InnerFit = InnerFit()
 
@@ -88,9 +89,9 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Search) -> State
     """
     widths = tuple(space.x.shape[-1] for space in data.spaces)
     state = blank(seed, tasks, data.phi1.shape[-1], widths, settings, data.phi1.dtype)
-    if settings.start == "warm":
+    if begins_from_rows(settings):
         settings = first_settings(settings)
-        state = first_solutions(state, draw(split_key(seed, 0, 0), data, settings), settings)
+        state = begin(state, seed, draw(split_key(seed, 0, 0), data, settings), settings)
     return state
 
 
@@ -102,7 +103,7 @@ def blank(
     settings: Search,
     dtype: jnp.dtype = jnp.float32,
 ) -> State:
-    """The state before the first step, but for the `first_solutions` of a warm start.
+    """The state before the first step, but for what `begin` adds.
 
     Args:
       seed: of the run.
@@ -133,14 +134,26 @@ def first_settings(settings: Search) -> Search:
     return settings._replace(inner=careful)
 
 
-def first_solutions(state: State, subset: Subset, settings: Search) -> State:
-    """A warm start: the few steps that follow the labels start near their solution.
+def begins_from_rows(settings: Search) -> bool:
+    """Whether the start depends on rows: those of the first split of the first step."""
+    return settings.start == "warm" or settings.encoder_start == "rows"
+
+
+def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> State:
+    """What of the start depends on rows: encoders that begin at some of them, and a warm start.
+
+    The few steps of the inner fit that follow the labels start near their solution.
 
     Args:
       state: as `blank` returns it.
+      seed: of the run.
       subset: the first split of the first step.
       settings: `first_settings` of the search; the split was made with them.
     """
+    if settings.encoder_start == "rows":
+        state = state._replace(theta=_encoders_at_rows(state.task, seed, subset, settings))
+    if settings.start != "warm":
+        return state
 
     def one(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
         y = task_encoder.labels(theta, subset.phi1_train, settings.temperature)
@@ -152,6 +165,17 @@ def first_solutions(state: State, subset: Subset, settings: Search) -> State:
         )
 
     return state._replace(inner=jax.vmap(one)(state.theta, state.inner))
+
+
+def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings: Search) -> Array:
+    """``(S, d1, K)`` encoders that begin at rows of the split, other ones for each task."""
+    rows = jnp.concatenate([subset.phi1_train, subset.phi1_test])
+
+    def one(task: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 1)
+        return task_encoder.init_from_rows(key, rows, settings.n_classes)
+
+    return jax.vmap(one)(tasks)
 
 
 def _inner_start(key: Array, settings: Search, width: int, dtype: jnp.dtype) -> Array:

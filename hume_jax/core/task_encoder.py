@@ -6,6 +6,8 @@ from jax import Array
 
 # Ratio of the smallest to the largest singular value down to which `orthonormalise` is exact.
 _SMALLEST_RATIO = 1e-3
+# Share of a random matrix in an encoder that begins at rows.
+_NOISE = 0.1
 
 
 def init(key: Array, dim: int, n_classes: int, dtype: jnp.dtype = jnp.float32) -> Array:
@@ -21,6 +23,58 @@ def init(key: Array, dim: int, n_classes: int, dtype: jnp.dtype = jnp.float32) -
       ``(d1, K)`` matrix with orthonormal columns.
     """
     return orthonormalise(jax.random.normal(key, (dim, n_classes), dtype))
+
+
+def init_from_rows(key: Array, phi1: Array, n_classes: int) -> Array:
+    """A task encoder whose classes begin at rows far from each other.
+
+    The rows are those that k-means++ draws (Arthur & Vassilvitskii, SODA 2007); the nearest
+    orthonormal matrix takes their place. A little of a random one keeps the columns independent
+    where rows are not.
+
+    Args:
+      key: PRNG key.
+      phi1: ``(n, d1)`` rows of the first representation.
+      n_classes: number of classes K, at most d1.
+
+    Returns:
+      ``(d1, K)`` matrix with orthonormal columns.
+    """
+    rows_key, noise_key = jax.random.split(key)
+    drawn = phi1[spread_rows(rows_key, phi1, n_classes)]
+    norms = jnp.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn = drawn / jnp.where(norms > 0, norms, 1)
+    noise = init(noise_key, phi1.shape[1], n_classes, phi1.dtype)
+    return orthonormalise(drawn.T + _NOISE * noise)
+
+
+def spread_rows(key: Array, x: Array, count: int) -> Array:
+    """Numbers of rows far from each other: k-means++.
+
+    Each is drawn with a chance proportional to its squared distance to the nearest of those before.
+
+    Args:
+      key: PRNG key.
+      x: ``(n, d)`` rows.
+      count: how many to draw.
+
+    Returns:
+      ``(count,)`` int32; all different where there are as many different rows.
+    """
+    squares = jnp.sum(x**2, axis=1)
+
+    def one(nearest: Array, key: Array) -> tuple[Array, Array]:
+        row = jax.random.categorical(key, jnp.log(nearest))
+        apart = squares - 2 * x @ x[row] + squares[row]
+        # Rounding must not give the row itself, or its equals, a second chance.
+        apart = jnp.where(apart > 1e-6 * (squares + squares[row]), apart, 0)
+        nearest = jnp.minimum(nearest, apart)
+        # Fewer different rows than are asked for: any will do.
+        return jnp.where(jnp.any(nearest > 0), nearest, 1.0), row.astype(jnp.int32)
+
+    # A distance above all others: whatever the first row is, the second is far from it.
+    first = jnp.full(len(x), 4 * jnp.max(squares) + 1)
+    return jax.lax.scan(one, first, jax.random.split(key, count))[1]
 
 
 def labels(theta: Array, phi1: Array, temperature: Array | float) -> Array:

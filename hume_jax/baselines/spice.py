@@ -1,0 +1,204 @@
+"""SPICE: a head is taught the labels of prototypes, then those that neighbours confirm.
+
+Niu, Shan & Wang, *SPICE: Semantic Pseudo-Labeling for Image Clustering*, IEEE TIP 2022. In turns
+(section III-B), the rows that a head is surest of make a prototype of each class in the
+representation, the rows nearest to each prototype get its label, and the head is taught these. The
+rows whose neighbours have their label are reliable (section III-C); a head is then trained on
+reliable labels, and on its own sure labels of the other rows (section III-D, FixMatch).
+
+Kept: prototypes of the surest half of n / K rows, n / K rows nearest to each, balanced and
+overlapping as there; a head of one hidden layer whose cross-entropy is taken of its softmax's
+output, Adam at 0.005; a row is reliable where 0.95 of its 100 neighbours agree; sure labels are
+above 0.95. Left out: the encoder's training in the last stage, and augmented images: the view that
+a label is taught on is the row itself at first, and a random neighbour of it in the last stage.
+There a batch teaches 10 heads and the one of lowest loss is kept, which `score` names. Theirs sees
+100 turns of 8 repeats on batches of 5,000; here turns end when labels rest (fewer than 0.1 % of the
+rows change in `patience` turns), for most change little after ten.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from hume_jax.baselines import heads
+from hume_jax.baselines.method import Data, Info, task_keys
+
+
+class Settings(NamedTuple):
+    """The authors' for STL-10, but for the number of passes. Static under jit."""
+
+    n_classes: int
+    hidden: int = 512
+    sure_share: float = 0.5  # of n / K rows that make a prototype
+    turns: int = 20  # of prototypes
+    repeats: int = 8  # passes over the labels of a turn
+    batch: int = 5000  # rows of a turn
+    sub_batch: int = 128
+    learning_rate: float = 0.005  # Adam's
+    reliable: float = 0.95  # share of the neighbours that confirm a label
+    passes: int = 20  # on reliable labels
+    threshold: float = 0.95  # probability above which an own label is taught
+    label_learning_rate: float = 1e-3
+    patience: int = 2  # turns in which labels rest before the rest of them is left out
+    space: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of steps: turns, then passes."""
+        return self.turns + self.passes
+
+
+class State(NamedTuple):
+    """S heads."""
+
+    task: Array  # (S,) int32
+    trained: heads.Trained  # of heads.Mlp
+    watch: heads.Watch  # over the turns
+    fixed: Array  # (S, n) int32, reliable labels; -1: none
+    loss: Array  # (S,) float32, of the last turn
+    step: Array  # () int32
+
+
+def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> State:
+    """The state before the first turn.
+
+    Args:
+      seed: of the run.
+      tasks: ``(S,)`` int32 numbers of the heads.
+      data: the rows, and their nearest neighbours in the space of the settings.
+      settings: of the method.
+    """
+    n, dim = data.spaces[settings.space].shape
+    head = heads.mlp(task_keys(seed, tasks), dim, settings.hidden, settings.n_classes)
+    trained = heads.Trained(head, optax.adam(settings.learning_rate).init(head))
+    none = jnp.full((len(tasks), n), -1, jnp.int32)
+    rest = heads.unwatched(len(tasks), n)
+    return State(
+        tasks, trained, rest, none, jnp.full(len(tasks), jnp.inf), jnp.zeros((), jnp.int32)
+    )
+
+
+def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
+    """A turn of prototypes or, after those, a pass on reliable labels."""
+    x, near = data.spaces[settings.space], data.near
+
+    def turn(state: State) -> State:
+        after, loss = _turn(state.trained, heads.pass_key(seed, state.step), x, settings)
+        resting = state.watch.quiet >= settings.patience
+        trained, loss = heads.keep(resting, (state.trained, state.loss), (after, loss))
+        seen = heads.watch(state.watch, _most_probable(trained.params, x))
+        return state._replace(trained=trained, watch=seen, loss=loss)
+
+    def self_train(state: State) -> State:
+        def first(state: State) -> State:
+            labels = _most_probable(state.trained.params, x)
+            fixed = jnp.where(confirmed(labels, near) >= settings.reliable, labels, -1)
+            # The moments of the turns are not those of the passes.
+            moments = jax.tree.map(jnp.zeros_like, state.trained.optimiser)
+            return state._replace(fixed=fixed, trained=state.trained._replace(optimiser=moments))
+
+        state = jax.lax.cond(state.step == settings.turns, first, lambda s: s, state)
+        trained = _pass(state, heads.pass_key(seed, state.step), x, near, settings)
+        return state._replace(trained=trained)
+
+    state = jax.lax.cond(state.step < settings.turns, turn, self_train, state)
+    return state._replace(step=state.step + 1), Info(state.loss)
+
+
+def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+    """The most probable class of every row, ``(S, m)`` int32."""
+    return _most_probable(state.trained.params, spaces[settings.space])
+
+
+def score(state: State, data: Data, settings: Settings) -> Array:
+    """The loss of the last turn, ``(S,)``; the authors choose heads by it."""
+    del data, settings
+    return state.loss
+
+
+def prototypes(p: Array, x: Array, share: float) -> tuple[Array, Array]:
+    """Labels by prototypes.
+
+    Args:
+      p: ``(n, K)`` a head's probabilities.
+      x: ``(n, d)`` rows.
+      share: of n / K rows, the surest of each class, that make its prototype.
+
+    Returns:
+      ``(K m,)`` int32 numbers of rows, m = n / K of each class, and their labels. A row may be
+      there for several classes.
+    """
+    n, k = p.shape
+    each = max(1, n // k)
+    surest = jax.lax.top_k(p.T, max(1, int(share * each)))[1]
+    nearest = jax.lax.top_k(jnp.mean(x[surest], axis=1) @ x.T, each)[1]
+    labels = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[:, None], nearest.shape)
+    return nearest.reshape(-1).astype(jnp.int32), labels.reshape(-1)
+
+
+def taught(z: Array, labels: Array) -> Array:
+    """Mean cross-entropy of the softmax of probabilities (``double softmax``) on labels.
+
+    Args:
+      z: ``(S, n, K)`` logits.
+      labels: ``(S, n)`` int32.
+
+    Returns:
+      ``(S,)``.
+    """
+    log_p = jax.nn.log_softmax(jax.nn.softmax(z))
+    return -jnp.mean(jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0], axis=-1)
+
+
+def confirmed(labels: Array, near: Array) -> Array:
+    """Share of the neighbours ``(n, k)`` that have a row's label ``(S, n)``: ``(S, n)``."""
+
+    def add(total: Array, neighbour: Array) -> tuple[Array, None]:
+        return total + (labels[:, neighbour] == labels), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(labels.shape, jnp.int32), near.T)
+    return total / near.shape[1]
+
+
+def _turn(
+    trained: heads.Trained, key: Array, x: Array, settings: Settings
+) -> tuple[heads.Trained, Array]:
+    """Labels a random batch by prototypes and teaches them; returns also the loss on them."""
+    optimiser = optax.adam(settings.learning_rate)
+    keys = jax.random.split(key, 1 + settings.repeats)
+    batch = x[heads.batches(keys[0], len(x), settings.batch)[0]]
+    p = jax.nn.softmax(heads.logits(trained.params, batch))
+    rows, labels = jax.vmap(lambda own: prototypes(own, batch, settings.sure_share))(p)
+
+    def teach(head: heads.Mlp, picked: Array, _: Array) -> Array:
+        return taught(heads.logits(head, batch[rows[:, picked]]), labels[:, picked])
+
+    def repeat(trained: heads.Trained, key: Array) -> tuple[heads.Trained, Array]:
+        return heads.train(trained, key, rows.shape[1], settings.sub_batch, optimiser, teach)
+
+    trained, losses = jax.lax.scan(repeat, trained, keys[1:])
+    return trained, losses[-1]
+
+
+def _pass(state: State, key: Array, x: Array, near: Array, settings: Settings) -> heads.Trained:
+    """A pass over the rows on reliable labels, and on own labels where a head is sure of them."""
+
+    def teach(head: heads.Mlp, rows: Array, key: Array) -> Array:
+        drawn = jax.random.randint(key, rows.shape, 0, near.shape[1])
+        own = jax.nn.softmax(jax.lax.stop_gradient(heads.logits(head, x[rows])))
+        fixed = state.fixed[:, rows]
+        target = jnp.where(fixed >= 0, fixed, jnp.argmax(own, axis=-1))
+        counted = (fixed >= 0) | (jnp.max(own, axis=-1) > settings.threshold)
+        log_p = jax.nn.log_softmax(heads.logits(head, x[near[rows, drawn]]))
+        picked = jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
+        return -jnp.mean(counted * picked, axis=-1)
+
+    optimiser = optax.adam(settings.label_learning_rate)
+    return heads.train(state.trained, key, len(x), settings.sub_batch, optimiser, teach)[0]
+
+
+def _most_probable(head: heads.Mlp, x: Array) -> Array:
+    return jnp.argmax(heads.logits(head, x), axis=-1).astype(jnp.int32)

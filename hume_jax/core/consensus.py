@@ -1,0 +1,142 @@
+"""The soft vote: each task's class stands for several classes, as far as the others say so.
+
+A majority vote takes every class of a task for one class of the ensemble. Where there are many
+classes, searches end with some of them in pieces or two in one, and such a class then votes for the
+wrong one with full weight. Here the class ``j`` of task ``m`` gives class ``c`` the share
+
+    P(c | j, m) = (rows that task m has in j and the consensus in c) / (rows that task m has in j)
+
+of its vote, the labels of all rows follow from the votes, and the shares from the labels, in turns:
+annotators whose errors are estimated from their agreement (Dawid & Skene, Applied Statistics 1979),
+with the mean of the annotators in place of a product that would take them for independent. One
+weight for each class makes the mean vote follow a uniform class prior.
+
+On the host, as `aggregate`, whose vote it starts from.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hume_jax.core.aggregate import Vote
+
+# Added to each count, so that a class of a task without rows votes for all classes alike.
+_SMOOTHING = 1e-2
+# Weights of the classes: turns until the mean vote follows the prior.
+_BALANCING = 50
+# Shares of one block of rows: 4 million of 8 bytes; and of the rows that weights are found on.
+_BLOCK_SHARES = 1 << 22
+_BALANCED_SHARES = 1 << 26
+
+
+class Consensus(NamedTuple):
+    """A soft vote of M tasks."""
+
+    tables: np.ndarray  # (M, K, K) float32, share of the vote of a task's class (rows) for each
+    weights: np.ndarray  # (K,) float64, of the classes
+    vote: Vote  # of the rows it was found on
+    rounds: int  # turns until no label changed
+
+
+def consensus(
+    tasks: np.ndarray, start: np.ndarray, n_classes: int, *, balanced: bool = True, rounds: int = 30
+) -> Consensus:
+    """Lets tasks vote softly, from the labels of another vote.
+
+    Args:
+      tasks: (M, n) integers in [0, K), in any class numbers of their own.
+      start: (n,) integers in [0, K), the labels to begin with; their numbers are kept.
+      n_classes: K.
+      balanced: whether classes are weighted to hold equally many rows, as under a uniform prior.
+      rounds: at most this many turns.
+
+    Returns:
+      The consensus.
+    """
+    labels = np.asarray(start, np.int64)
+    weights = np.ones(n_classes)
+    done = 0
+    while True:
+        done += 1
+        tables = vote_tables(tasks, labels, n_classes)
+        if balanced:
+            weights = _balance(tasks, tables, np.bincount(labels, minlength=n_classes) > 0)
+        result = soft_vote(tasks, tables, weights)
+        if done == rounds or np.array_equal(result.labels, labels):
+            return Consensus(tables, weights, result, done)
+        labels = result.labels.astype(np.int64)
+
+
+def vote_tables(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Shares of the vote of each class of each task: (M, K, K) float32, sums of 1 over the last.
+
+    Args:
+      tasks: (M, n) integers in [0, K).
+      labels: (n,) integers in [0, K).
+      n_classes: K.
+    """
+    tables = np.empty((len(tasks), n_classes, n_classes), np.float32)
+    for table, task in zip(tables, tasks, strict=True):
+        pairs = np.asarray(task, np.int64) * n_classes + labels
+        counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+        smooth = counts + _SMOOTHING
+        table[:] = smooth / smooth.sum(axis=1, keepdims=True)
+    return tables
+
+
+def soft_vote(tasks: np.ndarray, tables: np.ndarray, weights: np.ndarray) -> Vote:
+    """The vote of tasks by their tables.
+
+    Args:
+      tasks: (M, n) integers in [0, K).
+      tables: (M, K, K) as `vote_tables` returns them.
+      weights: (K,) positive, of the classes.
+
+    Returns:
+      The vote; ties go to the lowest class. Agreement and margin are of the weighted shares.
+    """
+    n, k = tasks.shape[1], len(weights)
+    labels = np.empty(n, np.int32)
+    agreement, margin = np.empty(n, np.float32), np.empty(n, np.float32)
+    for rows in _blocks(n, k):
+        share = _shares(tasks[:, rows], tables) * weights
+        share /= share.sum(axis=1, keepdims=True)
+        everyone = np.arange(len(share))
+        winner = share.argmax(axis=1)
+        top = share[everyone, winner]
+        share[everyone, winner] = -1
+        labels[rows], agreement[rows] = winner, top
+        margin[rows] = top - share.max(axis=1)
+    return Vote(labels, agreement, margin)
+
+
+def _shares(tasks: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Mean vote of each row, (n, K) float64."""
+    total = np.zeros((tasks.shape[1], tables.shape[2]))
+    for task, table in zip(tasks, tables, strict=True):
+        total += table[task]
+    return total / len(tables)
+
+
+def _balance(tasks: np.ndarray, tables: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Weights under which the mean vote over the rows is the same for all used classes, about.
+
+    A class that nobody uses keeps the weight 1, by which it stays empty.
+    """
+    n, k = tasks.shape[1], tables.shape[2]
+    # Every second row or fewer, where there are very many.
+    share = _shares(tasks[:, :: -(-n * k // _BALANCED_SHARES)], tables).astype(np.float32)
+    share = share[:, used]
+    weights = np.ones(share.shape[1], np.float32)
+    for _ in range(_BALANCING):
+        # In turns: each row's votes add up to one, each class gets as many as the others.
+        rows = 1 / (share @ weights)
+        weights = len(share) / len(weights) / (rows @ share)
+    found = np.ones(k)
+    found[used] = weights / weights.mean()
+    return found
+
+
+def _blocks(n: int, n_classes: int) -> list[slice]:
+    size = max(1, _BLOCK_SHARES // n_classes)
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -1,0 +1,115 @@
+"""k-means, the probe and the neighbours against scikit-learn."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+
+from hume_jax.baselines import kmeans, neighbours, probe, running
+from hume_jax.baselines.method import Data
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def rows(n: int = 300, k: int = 5, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping clusters, rows of unit norm."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, k, n)
+    x = rng.normal(size=(k, d))[true] + 0.7 * rng.normal(size=(n, d))
+    x -= x.mean(axis=0)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), true
+
+
+def test_steps_of_kmeans_are_those_of_scikit_learn() -> None:
+    x, _ = rows()
+    centres = x[:5]
+    theirs = KMeans(5, init=centres, n_init=1, max_iter=4, tol=0, algorithm="lloyd").fit(x)
+    state = kmeans.State(
+        jnp.zeros(1, jnp.int32),
+        jnp.asarray(centres)[None, None],
+        jnp.zeros((1, 1)),
+        jnp.zeros(1, bool),
+        jnp.zeros((), jnp.int32),
+    )
+    settings, data = kmeans.Settings(5, starts=1), Data((jnp.asarray(x),))
+    for _ in range(4):
+        state, _ = kmeans.step(state, 0, data, settings)
+    np.testing.assert_allclose(state.centres[0, 0], theirs.cluster_centers_, atol=1e-5)
+    # The inertia is that of the centres that the step began with.
+    state, info = kmeans.step(state, 0, data, settings)
+    np.testing.assert_allclose(info.loss[0] * len(x), theirs.inertia_, rtol=1e-4)
+    labels = kmeans.predict(state._replace(centres=state.centres), (jnp.asarray(x),), settings)
+    assert labels.shape == (1, 300)
+
+
+def test_the_best_of_ten_starts_is_as_tight_as_scikit_learns() -> None:
+    x, _ = rows()
+    settings, data = kmeans.Settings(5), Data((jnp.asarray(x),))
+    fitted = running.fit(kmeans, settings, data, np.arange(2), 0)
+    theirs = KMeans(5, n_init=10, random_state=0, tol=0).fit(x).inertia_ / len(x)
+    np.testing.assert_allclose(running.score(kmeans, settings, fitted.state, data), theirs, 0.005)
+    # It stops once nothing changes, well before the last step.
+    assert fitted.steps < settings.steps
+    assert bool(fitted.state.settled.all())
+
+
+def test_centres_of_spherical_kmeans_have_unit_norm() -> None:
+    x, _ = rows()
+    settings = kmeans.Settings(5, spherical=True, starts=2, steps=20)
+    fitted = running.fit(kmeans, settings, Data((jnp.asarray(x),)), np.arange(1), 0)
+    norms = np.linalg.norm(fitted.state.centres, axis=-1)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)
+    # The nearest centre of unit norm is the one of the highest cosine.
+    best = int(np.argmin(fitted.state.inertia[0]))
+    cosines = x @ np.asarray(fitted.state.centres)[0, best].T
+    labels = running.predict(kmeans, settings, fitted.state, (x,))
+    np.testing.assert_array_equal(labels[0], cosines.argmax(axis=1))
+
+
+def test_the_probe_is_scikit_learns_regression_on_rows_with_a_constant() -> None:
+    x, true = rows()
+    settings = probe.Settings(5, penalties=(1e-1, 1e-3), tolerance=1e-6, steps=30)
+    data = Data((jnp.asarray(x),), None, jnp.asarray(true, jnp.int32))
+    fitted = running.fit(probe, settings, data, np.arange(2), 0)
+    accuracy = np.asarray(fitted.state.accuracy)
+    constant = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+    for task in range(2):
+        held_out = np.asarray(fitted.state.held_out[task])
+        assert held_out.sum() == 30
+        for i, penalty in enumerate(settings.penalties):
+            oracle = LogisticRegression(
+                C=1 / ((~held_out).sum() * penalty), fit_intercept=False, tol=1e-8, max_iter=5000
+            ).fit(constant[~held_out], true[~held_out])
+            expected = oracle.score(constant[held_out], true[held_out])
+            assert accuracy[task, i] == pytest.approx(expected, abs=1e-6)
+        best = settings.penalties[int(np.argmax(accuracy[task]))]
+        oracle = LogisticRegression(
+            C=1 / (300 * best), fit_intercept=False, tol=1e-8, max_iter=5000
+        ).fit(constant, true)
+        found = np.asarray(fitted.state.w[task]).T
+        # A shift of all classes alike changes no probability.
+        apart = (found - found.mean(axis=0)) - (oracle.coef_ - oracle.coef_.mean(axis=0))
+        assert np.abs(apart).max() < 2e-2 * np.abs(oracle.coef_).max()
+    assert accuracy[0, 0] != accuracy[1, 0] or accuracy[0, 1] != accuracy[1, 1]
+
+
+@pytest.mark.parametrize("block", [1, 2**27])
+def test_neighbours_are_all_found_whatever_the_blocks(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = rows(n=40)
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 7 * 4 * 40 * block)
+    seen: list[int] = []
+    found = neighbours.neighbours(x, 5, done=seen.append)
+    theirs = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(x)
+    np.testing.assert_array_equal(found, theirs.kneighbors(x, return_distance=False)[:, 1:])
+    assert sum(seen) >= 40
+
+
+def test_a_row_is_not_its_own_neighbour_though_others_equal_it() -> None:
+    x = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
+    found = neighbours.neighbours(x, 9)
+    np.testing.assert_array_equal(found[:3], [[1, 2, 3], [0, 2, 3], [0, 1, 3]])
+    assert found.dtype == np.int32

@@ -1,0 +1,266 @@
+"""The launcher of sweeps: settings, runs side by side, failures, restarts, SLURM."""
+
+import csv
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hume_jax import config as config_lib
+from hume_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import sweep  # noqa: E402
+
+# A run of the launcher whose work is to write results.json, slowly, or to fail.
+STUB = """
+import json, pathlib, sys, time
+folder, seconds, fails, counter = sys.argv[1:]
+pathlib.Path(counter).open("a").write("x")
+time.sleep(float(seconds))
+if fails == "yes":
+    sys.exit("error: it cannot be done")
+pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+task = {"objective": 0.5, "agreement": 0.9, "test": {"acc": 0.8}}
+scores = {"acc": 0.75, "ari": 0.5, "nmi": 0.6}
+found = {"ensemble": {"test": scores}, "tasks": [task], "seconds": {"search": 2.0}}
+(pathlib.Path(folder) / "results.json").write_text(json.dumps(found))
+"""
+
+
+def stub(out: pathlib.Path, name: str, *, seconds: float = 0.0, fails: bool = False) -> sweep.Job:
+    """A job of the launcher that takes so long, or fails."""
+    arguments = [
+        str(out / name),
+        str(seconds),
+        "yes" if fails else "no",
+        str(out / f"{name}.count"),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    script = out / "stub.py"
+    script.write_text(STUB)
+    command = (sys.executable, str(script), *arguments)
+    return sweep.Job(name, {"field": name}, (0,), command, out / name)
+
+
+def starts(out: pathlib.Path, name: str) -> int:
+    """How often a stub was started."""
+    return len((out / f"{name}.count").read_text())
+
+
+def config_file(folder: pathlib.Path, settings: str) -> str:
+    """A config file of the testing data that lists settings."""
+    file = folder / "swept.py"
+    text = f"""
+    from hume_jax import config as config_lib
+
+    def get_config(arg=""):
+        return config_lib.load(f"configs/testing.py:{{arg}}")
+
+    def sweep():
+        return {settings}
+    """
+    file.write_text(textwrap.dedent(text))
+    return str(file)
+
+
+def parsed(config: str, out: pathlib.Path, *more: str) -> Any:
+    """What the launcher makes of a command line."""
+    return sweep.parse_arguments([f"--config={config}", f"--out={out}", *more])
+
+
+def test_seeds_of_one_setting_are_one_run(tmp_path: pathlib.Path) -> None:
+    file = config_file(
+        tmp_path,
+        'config_lib.product({"inner.adjoint": ("implicit", "first_order"), "seed": (3, 1, 4)})',
+    )
+    found = sweep.jobs(parsed(file, tmp_path, "--", "--config.n_tasks=2"))
+    assert [job.name for job in found] == ["inner.adjoint=implicit", "inner.adjoint=first_order"]
+    assert [job.seeds for job in found] == [(3, 1, 4)] * 2
+    assert found[1].command[1:] == (
+        "-m",
+        "hume_jax.main",
+        f"--config={file}",
+        "--config.inner.adjoint=first_order",
+        "--config.n_tasks=2",
+        "--config.seeds=(3, 1, 4)",
+        f"--workdir={tmp_path / 'inner.adjoint=first_order'}",
+    )
+    assert [path.parent.name for path in found[0].results] == ["seed_3", "seed_1", "seed_4"]
+
+
+def test_settings_without_fields_or_with_a_variant(tmp_path: pathlib.Path) -> None:
+    file = config_file(tmp_path, '[{}, {"seed": 2, "variant": "transductive"}]')
+    base, other = sweep.jobs(parsed(file, tmp_path))
+    assert (base.name, base.seeds) == ("base", (0,))
+    assert "--config.seed=0" in base.command
+    assert f"--config={file}:transductive" in other.command
+    assert other.results == [tmp_path / "variant=transductive" / "results.json"]
+
+
+def test_names_of_long_or_odd_settings_are_short_and_their_own(tmp_path: pathlib.Path) -> None:
+    paths = [f"/data/{'x' * 120}/{name} a.npy" for name in "ab"]
+    file = config_file(tmp_path, f'[{{"data.train.phi1": p}} for p in {paths}]')
+    names = [job.name for job in sweep.jobs(parsed(file, tmp_path))]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 100 and "/" not in name and " " not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('[{"inner.adjont": "implicit"}]', "inner.adjont=implicit: unknown config field.*adjoint"),
+        ('[{"n_tasks": 0}]', "n_tasks=0: config field 'n_tasks' is 0"),
+        ('[{"seed": 1}, {"seed": 1}]', "lists base twice with seed 1"),
+        ("[]", "at least one"),
+        ("[3]", "mappings of config fields"),
+        ("1 / 0", "line 8: ZeroDivisionError"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    tmp_path: pathlib.Path, settings: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep.jobs(parsed(config_file(tmp_path, settings), tmp_path))
+
+
+def test_a_config_without_a_sweep_and_a_number_of_jobs_that_will_not_do(
+    tmp_path: pathlib.Path,
+) -> None:
+    with pytest.raises(UserError, match="testing.py defines no function sweep"):
+        config_lib.load_sweep("configs/testing.py")
+    with pytest.raises(UserError, match="--jobs=0"):
+        parsed("configs/testing.py", tmp_path, "--jobs=0")
+
+
+def test_a_failure_is_listed_and_tried_again_and_the_others_go_on(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a", "b", "c", "d"]
+    jobs = [stub(tmp_path, name, fails=name == "b") for name in names]
+    sweep.run_locally(jobs, 3)
+    assert "b: FAILED, error: it cannot be done" in capsys.readouterr().err
+    text = sweep.report(jobs, tmp_path)
+    assert "not finished, 1 of 4 runs:\n* b: error: it cannot be done" in text
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["field"] for row in rows] == ["a", "c", "d"]
+    assert rows[0]["test ACC"] == "0.750"
+    assert rows[0]["best objective"] == "0.5000"
+
+    mended = [stub(tmp_path, name) for name in names]
+    waiting = [job for job in mended if not job.finished]
+    assert [job.name for job in waiting] == ["b"]
+    sweep.run_locally(waiting, 3)
+    assert [starts(tmp_path, name) for name in names] == [1, 2, 1, 1]
+    assert "not finished" not in sweep.report(mended, tmp_path)
+
+
+def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
+    job = sweep.Job("base", {"field": 1}, (0, 1), (), tmp_path / "base")
+    for path, acc in zip(job.results, (0.7, 0.9), strict=True):
+        path.parent.mkdir(parents=True)
+        task = {"objective": acc, "agreement": acc, "train": {"acc": acc}}
+        scores = {"acc": acc, "ari": acc, "nmi": acc}
+        found = {"ensemble": {"train": scores}, "tasks": [task], "seconds": {"search": 1.0}}
+        path.write_text(json.dumps(found))
+    head, (line,) = sweep.collect([job])
+    expected = f"{0.8:.3f} ± {np.std([0.7, 0.9], ddof=1):.3f}"
+    assert dict(zip(head, line, strict=True))["train ACC"] == expected
+
+
+def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "launch.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT / 'tests/experiments')!r}]\n"
+        "import pathlib, test_sweep, sweep\n"
+        f"out = pathlib.Path({str(tmp_path)!r})\n"
+        "seconds = float(sys.argv[1])\n"
+        "jobs = [test_sweep.stub(out, 'a'), test_sweep.stub(out, 'b', seconds=seconds)]\n"
+        "sweep.run_locally([job for job in jobs if not job.finished], 1)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen([sys.executable, str(script), "600"], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "b.count").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.terminate()
+    first.wait()
+    subprocess.run([sys.executable, str(script), "0"], env=environment, check=True)
+    assert [starts(tmp_path, name) for name in "ab"] == [1, 2]
+    assert (tmp_path / "b" / "results.json").exists()
+
+
+def test_a_job_array_of_slurm_runs_each_command_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sbatch` is played by a script that runs every task of the array, one after the other."""
+    out = tmp_path / "with space"
+    played = tmp_path / "bin" / "sbatch"
+    played.parent.mkdir()
+    played.write_text(
+        '#!/bin/bash\nlast=$(grep -oP "array=0-\\K[0-9]+" "$1")\n'
+        'for i in $(seq 0 $last); do SLURM_ARRAY_TASK_ID=$i bash "$1" || exit 1; done\n'
+    )
+    played.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
+    options = parsed(
+        "configs/testing.py", out, "--launch=slurm", "--jobs=2", "--sbatch=--time=1:00"
+    )
+    jobs = [stub(out, name) for name in "abc"]
+    sweep.submit(jobs, options)
+    assert [starts(out, name) for name in "abc"] == [1, 1, 1]
+    assert all(job.finished for job in jobs)
+    script = (out / "sweep.sbatch").read_text()
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert "#SBATCH --time=1:00\n" in script
+
+
+def test_without_slurm_the_script_is_left_for_a_machine_that_has_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = parsed("configs/testing.py", tmp_path, "--launch=slurm")
+    with pytest.raises(UserError, match="no sbatch here.*sweep.sbatch is ready"):
+        sweep.submit([stub(tmp_path, "a")], options)
+    assert (tmp_path / "sweep.sbatch").exists()
+
+
+def test_printed_commands_are_those_that_would_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config_file(tmp_path, '[{"n_tasks": 2}, {"search.anneal_steps": (2, 4)}]')
+    arguments = [f"--config={file}", f"--out={tmp_path}", "--launch=print"]
+    assert sweep.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    jobs = sweep.jobs(sweep.parse_arguments(arguments))
+    assert [tuple(shlex.split(line)) for line in lines] == [job.command for job in jobs]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_runs(tmp_path: pathlib.Path) -> None:
+    file = config_file(
+        tmp_path, 'config_lib.product({"search.steps": (4, 6), "seed": (0, 1)}) + [{"n_tasks": 3}]'
+    )
+    command = [sys.executable, "experiments/sweep.py", f"--config={file}", f"--out={tmp_path}/runs"]
+    command += ["--jobs=2", "--", "--noconfig.plots", "--noconfig.baselines"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "runs" / "table.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [row["seeds"] for row in rows] == ["2", "2", "1"]
+    assert "±" in rows[0]["test ACC"]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "started" not in again.stderr
+    assert again.stdout == done.stdout
