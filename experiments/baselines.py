@@ -16,8 +16,6 @@ Writes table.md, table.csv and table.png beside them.
 """
 
 import argparse
-import csv
-import io
 import json
 import pathlib
 import sys
@@ -252,18 +250,22 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what is missing, then writes and prints the table."""
     options = parse_arguments(arguments)
     found = [judge(job, arrays) for job, arrays in list(results(jobs(options), options))]
-    rows = [row(each) for each in found]
     figures.write_json(
         options.out / "table.json", {f"{f['method']}, {f['spaces']}": f for f in found}
     )
-    text = figures.table(HEAD, rows)
-    with atomic_write(options.out / "table.md") as file:
-        file.write(f"{text}\n".encode())
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([HEAD, *rows])
-    with atomic_write(options.out / "table.csv") as file:
-        file.write(lines.getvalue().encode())
-    print(text)
+    figures.draw_methods(
+        options.out / "table.png",
+        [
+            (
+                f"{f['method']}, {f['spaces']}",
+                f["single"]["acc"],
+                f.get("vote_own", f["chosen"])["acc"],
+            )
+            for f in found
+        ],
+        "ACC on test rows",
+    )
+    print(figures.write_table(options.out, HEAD, [row(each) for each in found]))
 
 
 if __name__ == "__main__":

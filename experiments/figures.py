@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import csv
+import io
 import json
 import pathlib
 import re
@@ -17,6 +19,7 @@ from hume_jax import config as config_lib
 from hume_jax import planning
 from hume_jax.core import search
 from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
 from hume_jax.report import results
 from hume_jax.representations import store
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
@@ -119,6 +122,45 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
         for line in lines
     )
+
+
+def draw_methods(
+    path: pathlib.Path, found: Sequence[tuple[str, Sequence[float], float]], label: str
+) -> None:
+    """Draws a line a method: a dot for each of its starts, and a bar for what stands for them.
+
+    Args:
+      path: of the PNG file.
+      found: name, values of the starts and the value of the vote or choice, of each method.
+      label: of the axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, values, chosen) in enumerate(found):
+        axes.plot(values, [y] * len(values), "o", color="#2f6690", alpha=0.5, markersize=5)
+        axes.plot([chosen], [y], "|", color="#d1611c", markersize=14, markeredgewidth=2.5)
+    axes.set_yticks(range(len(found)), [name for name, _, _ in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlabel(f"{label}; dots: single starts, bar: their vote")
+    axes.grid(axis="x", color="#d8dee4", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas = FigureCanvasAgg(figure)
+    with atomic_write(path) as file:
+        canvas.print_png(file, pil_kwargs={"compress_level": 9})
+
+
+def write_table(folder: pathlib.Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes table.md and table.csv of a folder; returns the Markdown."""
+    text = table(head, rows)
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([head, *rows])
+    for name, content in (("table.md", f"{text}\n"), ("table.csv", lines.getvalue())):
+        with atomic_write(folder / name) as file:
+            file.write(content.encode())
+    return text
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

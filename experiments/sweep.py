@@ -22,9 +22,7 @@ with the last line of its OUT/NAME.log, and the others go on.
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
 import os
 import pathlib
@@ -292,12 +290,7 @@ def report(all_jobs: Sequence[Job], out: pathlib.Path) -> str:
     finished = [job for job in all_jobs if job.finished]
     text = ""
     if finished:
-        head, rows = collect(finished)
-        text = figures.table(head, rows)
-        lines = io.StringIO()
-        csv.writer(lines, lineterminator="\n").writerows([head, *rows])
-        _write(out / "table.csv", lines.getvalue())
-        _write(out / "table.md", text + "\n")
+        text = figures.write_table(out, *collect(finished))
     missing = [f"* {job.name}: {_last_line(job)}" for job in all_jobs if not job.finished]
     if missing:
         text += f"\n\nnot finished, {len(missing)} of {count(len(all_jobs), 'run')}:\n"

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import traceback
@@ -135,7 +136,7 @@ def load_sweep(spec: str) -> list[dict[str, Any]]:
     """Loads the settings that a config file's `sweep()` lists.
 
     Args:
-      spec: `FILE.py` or `FILE.py:variant`.
+      spec: `FILE.py` or `FILE.py:variant`; a `sweep` that takes an argument is given the variant.
 
     Returns:
       Fields and values of each setting, in the file's order.
@@ -143,12 +144,14 @@ def load_sweep(spec: str) -> list[dict[str, Any]]:
     Raises:
       UserError: no such file or function, or what it returns is no list of mappings.
     """
-    path = locate(spec.partition(":")[0])
+    name, colon, variant = spec.partition(":")
+    path = locate(name)
     with _its_errors(path):
         module = _load_module(path, "hume_jax_config_file")
         if not hasattr(module, "sweep"):
             raise UserError(f"{path} defines no function sweep, which lists the settings to run")
-        settings = list(module.sweep())
+        takes = colon and inspect.signature(module.sweep).parameters
+        settings = list(module.sweep(variant) if takes else module.sweep())
     if not settings or not all(isinstance(setting, Mapping) for setting in settings):
         raise UserError(
             f"{path}: sweep must return mappings of config fields to values, at least one"

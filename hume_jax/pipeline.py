@@ -105,7 +105,8 @@ def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
             its = _Run(own, stages.checked, part, time.perf_counter())
             # Its share of what all of them took together.
             its.seconds = {**took, **({"resumed": True} if "resumed" in stages.seconds else {})}
-            its.prepared, its.metrics = stages.prepared, _of_seed(folder.metrics(), seed)
+            its.prepared = stages.prepared
+            part.write_metrics(_of_seed(folder.metrics(), seed))
             summaries.append(its.found(encoders))
     summary = results.over_seeds(summaries, config.seeds, config_lib.config_hash(config))
     folder.write_text("results.json", results.to_json(summary))
@@ -113,8 +114,9 @@ def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
 
 
 def _of_seed(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of one seed."""
-    return [row for row in rows if row.get("seed") == seed]
+    """Lines of metrics.jsonl of one seed, as if it had run alone."""
+    own = [row for row in rows if row.get("seed", seed) == seed]
+    return [{name: value for name, value in row.items() if name != "seed"} for row in own]
 
 
 def _finished(
@@ -155,7 +157,6 @@ class _Run:
         self.prepared: Prepared | None = None  # of a search from disk
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
-        self.metrics: list[dict[str, Any]] | None = None  # None: those of the folder
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
@@ -350,8 +351,7 @@ class _Run:
             # Here, since it takes a second to import.
             from hume_jax.report import plots
 
-            rows = self.folder.metrics() if self.metrics is None else self.metrics
-            plots.draw(self.folder.path, summary, rows)
+            plots.draw(self.folder.path, summary, self.folder.metrics())
         self.folder.write_text("results.json", results.to_json(summary))
         return summary
 

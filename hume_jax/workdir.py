@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -158,6 +158,10 @@ class Workdir:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
         self._metrics.write(_json_line(record))
         self._metrics.flush()
+
+    def write_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl anew, whole or not at all."""
+        self.write_text("metrics.jsonl", "".join(map(_json_line, records)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl, without a torn last one.

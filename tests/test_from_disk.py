@@ -54,6 +54,8 @@ def run(folder, tmp_path_factory) -> Callable[..., pathlib.Path]:
         config.search.update({"rows": rows, "steps": STEPS, "subset_size": 200})
         config.inner.update({"adjoint": "first_order", "solver": "gradient", "step_size": 0.5})
         config.score.update({"rows": 200, "steps": 3, "tolerance": 1.0})
+        # What else depends on rows: where encoders begin.
+        config.encoder.start, config.ensemble.vote = "rows", "soft"
         for name, value in (fields or {}).items():
             *sections, last = name.split(".")
             section = config

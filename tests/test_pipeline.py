@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """Runs `configs/testing.py` on the small arrays, with further fields."""
 
-    def run(variant: str = "", fields: dict[str, Any] | None = None) -> Run:
+    def run(variant: str = "", fields: dict[str, Any] | None = None, read: bool = True) -> Any:
         config = config_lib.load(f"configs/testing.py:{variant}")
         for split in ("train", "test"):
             config.data[split].update({"phi1": "", "phi2": "", "labels": ""})
@@ -117,7 +117,7 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             section[last] = value
         path = tmp_path_factory.mktemp("runs") / "run"
         pipeline.run(config, path)
-        return finished(path)
+        return finished(path) if read else path
 
     return run
 
@@ -358,6 +358,32 @@ def test_class_prior(search, plain):
 
 
 @pytest.mark.slow  # core/test_search.py has the same of the steps alone
+def test_a_soft_vote_is_what_its_model_predicts(search, plain, folder):
+    soft = search(fields={"ensemble.vote": "soft"})
+    model = soft.model()
+    assert (model.tables.shape, model.weights.shape) == ((TASKS, K, K), (K,))
+    vote = labelling.predict(model, [np.load(folder / "phi1.npy")])
+    np.testing.assert_array_equal(soft.column("label"), vote.labels)
+    np.testing.assert_allclose(soft.column("agreement"), vote.agreement, atol=1e-4)
+    # The same search; its tasks agree on most rows, whatever way they vote.
+    np.testing.assert_array_equal(model.theta, plain.model().theta)
+    assert agreement(soft.column("label"), plain.column("label")) > 0.8
+    assert soft.results["ensemble"]["vote"] == "soft"
+
+
+def test_several_seeds_are_runs_of_their_own(search, plain):
+    both = search(fields={"seeds": (1, 0)}, read=False)
+    found = json.loads((both / "results.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [1, 0]
+    alone, other = finished(both / "seed_0"), finished(both / "seed_1")
+    np.testing.assert_allclose(alone.model().theta, plain.model().theta, atol=1e-3)
+    assert agreement(alone.column("label"), plain.column("label")) > 0.98
+    assert agreement(other.column("label"), plain.column("label")) < 1
+    assert [row["step"] for row in alone.metrics] == [row["step"] for row in plain.metrics]
+    # A seed by itself is found finished.
+    assert alone.results["config_hash"] == plain.results["config_hash"]
+
+
 def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
     """Not bit for bit: products of another number of tasks are summed in another order."""
     run = search(fields={"task_batch": 2})

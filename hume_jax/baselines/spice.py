@@ -85,9 +85,10 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     """A turn of prototypes or, after those, a pass on reliable labels."""
     x, near = data.spaces[settings.space], data.near
 
+    resting = state.watch.quiet >= settings.patience
+
     def turn(state: State) -> State:
         after, loss = _turn(state.trained, heads.pass_key(seed, state.step), x, settings)
-        resting = state.watch.quiet >= settings.patience
         trained, loss = heads.keep(resting, (state.trained, state.loss), (after, loss))
         seen = heads.watch(state.watch, _most_probable(trained.params, x))
         return state._replace(trained=trained, watch=seen, loss=loss)
@@ -104,7 +105,8 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         trained = _pass(state, heads.pass_key(seed, state.step), x, near, settings)
         return state._replace(trained=trained)
 
-    state = jax.lax.cond(state.step < settings.turns, turn, self_train, state)
+    stage = jnp.where(state.step < settings.turns, jnp.where(jnp.all(resting), 2, 0), 1)
+    state = jax.lax.switch(stage, (turn, self_train, lambda state: state), state)
     return state._replace(step=state.step + 1), Info(state.loss)
 
 

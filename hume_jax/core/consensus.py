@@ -127,7 +127,7 @@ def _balance(tasks: np.ndarray, tables: np.ndarray, used: np.ndarray) -> np.ndar
     # Every second row or fewer, where there are very many.
     share = _shares(tasks[:, :: -(-n * k // _BALANCED_SHARES)], tables).astype(np.float32)
     share = share[:, used]
-    weights = np.ones(share.shape[1], np.float32)
+    weights: np.ndarray = np.ones(share.shape[1], np.float32)
     for _ in range(_BALANCING):
         # In turns: each row's votes add up to one, each class gets as many as the others.
         rows = 1 / (share @ weights)

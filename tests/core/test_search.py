@@ -394,3 +394,15 @@ def test_nothing_leaves_the_device_inside_a_block(data, start, after):
     text = run_steps.lower(*arguments, SETTINGS, 4).as_text()
     for call in ("callback", "infeed", "outfeed"):
         assert call not in text
+
+
+def test_an_encoder_that_begins_at_rows_depends_on_the_seed_and_the_task_only(data):
+    settings = SETTINGS._replace(encoder_start="rows")
+    state = init(5, jnp.array(TASKS), data, settings)
+    alone = init(5, jnp.array(TASKS[1:2]), data, settings)
+    np.testing.assert_allclose(state.theta[1], alone.theta[0], atol=1e-6)
+    np.testing.assert_allclose(
+        jnp.swapaxes(state.theta, 1, 2) @ state.theta, np.stack([np.eye(K)] * 3), atol=1e-5
+    )
+    assert np.abs(state.theta[0] - state.theta[1]).max() > 0.1
+    assert np.abs(init(6, jnp.array(TASKS), data, settings).theta - state.theta).max() > 0.1

@@ -124,3 +124,22 @@ def test_predict_is_the_largest_soft_label():
     hard = task_encoder.predict(theta, phi1)
     assert hard.dtype == jnp.int32
     np.testing.assert_array_equal(hard, jnp.argmax(labels, axis=0))
+
+
+def test_rows_that_are_drawn_lie_in_all_clusters(rng):
+    centres = np.linalg.qr(rng.normal(size=(12, 6)))[0].T
+    rows = (centres[np.arange(300) % 6] + 0.002 * rng.normal(size=(300, 12))).astype(np.float32)
+    for seed in range(5):
+        drawn = np.asarray(task_encoder.spread_rows(jax.random.key(seed), jnp.asarray(rows), 6))
+        assert sorted(drawn % 6) == list(range(6))
+        theta = task_encoder.init_from_rows(jax.random.key(seed), jnp.asarray(rows), 6)
+        np.testing.assert_allclose(theta.T @ theta, np.eye(6), atol=1e-5)
+        # Each class begins at the rows of one cluster.
+        found = np.asarray(task_encoder.predict(theta, jnp.asarray(rows)))
+        assert len({(cluster, found[i]) for i, cluster in enumerate(np.arange(300) % 6)}) == 6
+
+
+def test_encoders_begin_at_rows_that_are_equal_or_zero():
+    rows = jnp.zeros((20, 8)).at[:10, 0].set(1.0)
+    theta = task_encoder.init_from_rows(jax.random.key(0), rows, 4)
+    np.testing.assert_allclose(theta.T @ theta, np.eye(4), atol=1e-4)

@@ -1,0 +1,19 @@
+"""The comparison of ways to the nearest neighbours, at a size of a second."""
+
+import json
+import pathlib
+
+import nearest_neighbours
+import pytest
+
+
+def test_all_ways_find_the_same(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    sizes = ["--rows=300", "--columns=6", "--count=4", "--repeats=2"]
+    nearest_neighbours.main([*sizes, f"--out={out}"])
+    found = json.loads(out.read_text())
+    assert min(found["same"].values()) > 0.99
+    assert all(len(values) == 2 for values in found["seconds"].values())
+    printed = capsys.readouterr().out
+    assert "4 neighbours of 300 rows of 6 columns" in printed
+    assert "| scikit-learn |" in printed
