@@ -357,7 +357,6 @@ def test_class_prior(search, plain):
     assert np.all((-np.log(0.4) <= excess) & (excess <= -np.log(0.1)))
 
 
-@pytest.mark.slow  # core/test_search.py has the same of the steps alone
 def test_a_soft_vote_is_what_its_model_predicts(search, plain, folder):
     soft = search(fields={"ensemble.vote": "soft"})
     model = soft.model()
@@ -380,10 +379,9 @@ def test_several_seeds_are_runs_of_their_own(search, plain):
     assert agreement(alone.column("label"), plain.column("label")) > 0.98
     assert agreement(other.column("label"), plain.column("label")) < 1
     assert [row["step"] for row in alone.metrics] == [row["step"] for row in plain.metrics]
-    # A seed by itself is found finished.
-    assert alone.results["config_hash"] == plain.results["config_hash"]
 
 
+@pytest.mark.slow  # core/test_search.py has the same of the steps alone
 def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
     """Not bit for bit: products of another number of tasks are summed in another order."""
     run = search(fields={"task_batch": 2})

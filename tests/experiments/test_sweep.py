@@ -115,6 +115,20 @@ def test_names_of_long_or_odd_settings_are_short_and_their_own(tmp_path: pathlib
     assert all(len(name) <= 100 and "/" not in name and " " not in name for name in names)
 
 
+def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
+    found = sweep.jobs(parsed("experiments/ablations.py:spaces", tmp_path))
+    assert [job.name for job in found] == ["variant=phi1=lite2", "variant=phi1=both"]
+    assert "--config=experiments/ablations.py:spaces,phi1=both" in found[1].command
+    assert {job.seeds for job in found} == {(0, 1, 2)}
+    every = sweep.jobs(parsed("experiments/ablations.py:all", tmp_path))
+    assert len({job.name for job in every}) == len(every) > 30
+    # None of them sees a test row.
+    config = config_lib.load("experiments/ablations.py:rate")
+    assert set(config.data.test.to_dict().values()) == {""}
+    with pytest.raises(UserError, match="no factor is called 'rat', there are: all, default, rate"):
+        sweep.jobs(parsed("experiments/ablations.py:rat", tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
