@@ -116,7 +116,7 @@ def mesh_of(devices: int, tasks: int) -> jax.sharding.Mesh:
 
 
 def from_memory(data: search.Data, settings: search.Search, seed: int = 5) -> feeds.FromMemory:
-    return feeds.FromMemory(data, settings, seed, LOG_PRIOR, mesh_of(1, 1))
+    return feeds.FromMemory(data, settings, (seed,), LOG_PRIOR, mesh_of(1, 1))
 
 
 def from_disk(rows: DiskRows, settings: search.Search, mesh: jax.sharding.Mesh) -> FromDisk:
@@ -159,7 +159,7 @@ def test_the_same_steps_as_in_memory(data, feed):
     expected = searched(memory)
     assert_close(searched(feed), expected)
     # The seed is seen in it, unless the test tests nothing.
-    memory._seed += 1
+    memory._seeds += 1
     assert np.abs(searched(memory)[0].theta - expected[0].theta).max() > 1e-2
 
 

@@ -370,6 +370,7 @@ def test_a_soft_vote_is_what_its_model_predicts(search, plain, folder):
     assert soft.results["ensemble"]["vote"] == "soft"
 
 
+@pytest.mark.slow
 def test_several_seeds_are_runs_of_their_own(search, plain):
     both = search(fields={"seeds": (1, 0)}, read=False)
     found = json.loads((both / "results.json").read_text())
