@@ -40,14 +40,14 @@ FACTORS: dict[str, Settings] = {
     "chosen": [
         {},
         {"search.learning_rate": 0.1},
-        {"encoder.start": "rows"},
-        {"ensemble.vote": "soft", "ensemble.select": "all"},
         {
             "encoder.start": "rows",
             "search.learning_rate": 0.1,
             "ensemble.vote": "soft",
             "ensemble.select": "all",
         },
+        {"encoder.start": "rows"},
+        {"ensemble.vote": "soft", "ensemble.select": "all"},
     ],
     "spaces": [{"variant": "phi1=lite2"}, {"variant": "phi1=both"}],
     "adjoint": [
