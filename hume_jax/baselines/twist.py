@@ -10,9 +10,8 @@ normalisation of the logits. Left out: the encoder's training, its projection of
 augmented and multi-crop views and the self-labelling of the last passes. The other view of a row is
 a random one of its nearest neighbours where there is one space. Where there are two, each has a
 head of its own, the views are the row in the one and the row in the other, and the mean of both
-distributions labels a row. Heads are linear. The authors' rate belongs to an encoder: that of Adam
-here, of 0.1, 0.01 and 0.001, is the one of lowest loss of Eq. 4 on the features themselves, which
-takes no label.
+distributions labels a row. Heads are linear. The authors' rate belongs to an encoder; that of Adam
+here is this project's.
 """
 
 from typing import NamedTuple
