@@ -12,8 +12,8 @@ output, Adam at 0.005; a row is reliable where 0.95 of its 100 neighbours agree;
 above 0.95. Left out: the encoder's training in the last stage, and augmented images: the view that
 a label is taught on is the row itself at first, and a random neighbour of it in the last stage.
 There a batch teaches 10 heads and the one of lowest loss is kept, which `score` names. Theirs sees
-100 turns of 8 repeats on batches of 5,000; here there are 20 at most, and turns end when labels rest
-(fewer than 0.1 % of the rows change in each of `patience` turns).
+100 turns of 8 repeats on batches of 5,000; here there are 20 at most, and turns end when labels
+rest (fewer than 0.1 % of the rows change in each of `patience` turns).
 """
 
 from typing import NamedTuple
