@@ -16,7 +16,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -76,7 +76,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         picked = jnp.take_along_axis(log_p, true[rows][None, :, None], axis=-1)[..., 0]
         return -jnp.mean(picked * ~state.held_out[:, rows], axis=-1)
 
-    key = heads.pass_key(seed, state.step)
+    key = step_key(seed, state.step)
     optimiser = _optimiser(settings)
     trained, mean = heads.train(state.trained, key, len(x), settings.batch, optimiser, loss)
     right = jnp.argmax(heads.logits(trained.params, x), axis=-1) == true[None]

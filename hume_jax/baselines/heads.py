@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from hume_jax.baselines.method import step_key
-
 # Parameters of S heads: a tree whose leaves begin with S.
 Params = Any
 
@@ -132,11 +130,6 @@ def train(
     keys = jax.random.split(loss_key, len(rows))
     trained, losses = jax.lax.scan(one, trained, (rows, keys))
     return trained, jnp.mean(losses, axis=0)
-
-
-def pass_key(seed: Array | int, step: Array) -> Array:
-    """The key of a pass."""
-    return step_key(seed, step)
 
 
 class Watch(NamedTuple):

@@ -19,7 +19,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -69,7 +69,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows, of clustering or, after those, of self-labelling."""
     x, neighbours = data.spaces[settings.space], data.near
-    key = heads.pass_key(seed, state.step)
+    key = step_key(seed, state.step)
 
     def views(rows: Array, key: Array) -> tuple[Array, Array]:
         drawn = jax.random.randint(key, rows.shape, 0, neighbours.shape[1])

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -72,7 +72,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         return (_one_way(own, near, settings) + _one_way(near, own, settings)) / 2
 
     optimiser = optax.adam(settings.learning_rate)
-    key = heads.pass_key(seed, state.step)
+    key = step_key(seed, state.step)
     trained, mean = heads.train(state.trained, key, len(x), settings.batch, optimiser, loss)
     return State(state.task, trained, mean, state.step + 1), Info(mean)
 

@@ -24,7 +24,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -88,7 +88,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     resting = state.watch.quiet >= settings.patience
 
     def turn(state: State) -> State:
-        after, loss = _turn(state.trained, heads.pass_key(seed, state.step), x, settings)
+        after, loss = _turn(state.trained, step_key(seed, state.step), x, settings)
         trained, loss = heads.keep(resting, (state.trained, state.loss), (after, loss))
         seen = heads.watch(state.watch, _most_probable(trained.params, x))
         return state._replace(trained=trained, watch=seen, loss=loss)
@@ -102,7 +102,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
             return state._replace(fixed=fixed, trained=state.trained._replace(optimiser=moments))
 
         state = jax.lax.cond(state.step == settings.turns, first, lambda s: s, state)
-        trained = _pass(state, heads.pass_key(seed, state.step), x, near, settings)
+        trained = _pass(state, step_key(seed, state.step), x, near, settings)
         return state._replace(trained=trained)
 
     stage = jnp.where(state.step < settings.turns, jnp.where(jnp.all(resting), 2, 0), 1)

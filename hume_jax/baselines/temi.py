@@ -27,7 +27,7 @@ from jax import Array
 
 from hume_jax.baselines import heads
 from hume_jax.baselines.heads import Linear
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -118,7 +118,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     """One pass over the rows."""
     x, neighbours = data.spaces[settings.space], data.near
     optimiser = _optimiser(settings, len(x))
-    order_key, draw_key = jax.random.split(heads.pass_key(seed, state.step))
+    order_key, draw_key = jax.random.split(step_key(seed, state.step))
     batches = heads.batches(order_key, len(x), settings.batch)
     drawn = jax.random.randint(draw_key, batches.shape, 0, neighbours.shape[1])
 

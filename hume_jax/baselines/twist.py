@@ -22,7 +22,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 # Of the variance, as in the authors' layer.
 _EPSILON = 1e-5
@@ -90,7 +90,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         return loss(one, other, settings.sharpness_weight, settings.diversity_weight)
 
     optimiser = optax.adam(settings.learning_rate)
-    key = heads.pass_key(seed, state.step)
+    key = step_key(seed, state.step)
     n = len(spaces[0])
     trained, mean = heads.train(state.trained, key, n, settings.batch, optimiser, twin_loss)
     scales = _scales(trained.params, spaces)

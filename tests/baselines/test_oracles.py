@@ -40,7 +40,7 @@ def test_steps_of_kmeans_are_those_of_scikit_learn() -> None:
     # The inertia is that of the centres that the step began with.
     state, info = kmeans.step(state, 0, data, settings)
     np.testing.assert_allclose(info.loss[0] * len(x), theirs.inertia_, rtol=1e-4)
-    labels = kmeans.predict(state._replace(centres=state.centres), (jnp.asarray(x),), settings)
+    labels = kmeans.predict(state, (jnp.asarray(x),), settings)
     assert labels.shape == (1, 300)
 
 

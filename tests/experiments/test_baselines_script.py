@@ -12,24 +12,6 @@ from hume_jax.errors import UserError
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-@pytest.fixture
-def fields(tmp_path: pathlib.Path) -> list[str]:
-    """Fields of `configs/arrays.py`: two spaces of three well separated classes, with labels."""
-    rng = np.random.default_rng(0)
-    means = {space: 4 * rng.normal(size=(3, 8)) for space in ("phi1", "phi2")}
-    found = ["--config.n_classes=3"]
-    for split, n in (("train", 160), ("test", 60)):
-        labels = rng.integers(0, 3, n)
-        for space, centres in means.items():
-            np.save(tmp_path / f"{space}_{split}.npy", centres[labels] + rng.normal(size=(n, 8)))
-        np.save(tmp_path / f"labels_{split}.npy", labels)
-        found += [
-            f"--config.data.{split}.{name}={tmp_path / f'{name}_{split}.npy'}"
-            for name in ("phi1", "phi2", "labels")
-        ]
-    return found
-
-
 def command(out: pathlib.Path, fields: list[str], *more: str) -> list[str]:
     return ["--config=configs/arrays.py", f"--out={out}", "--starts=3", *more, "--", *fields]
 
@@ -39,10 +21,10 @@ SHORT = ("--set", "turtle.steps=40", "turtle.learning_rate=0.05", "kmeans.starts
 
 
 def test_a_table_a_picture_and_labels_that_are_kept(
-    tmp_path: pathlib.Path, fields: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    baselines.main(command(out, fields, *SOME, *SHORT))
+    baselines.main(command(out, arrays, *SOME, *SHORT))
     printed = capsys.readouterr().out
     assert (out / "table.md").read_text() == printed
     assert len((out / "table.csv").read_text().splitlines()) == 1 + 4
@@ -56,18 +38,18 @@ def test_a_table_a_picture_and_labels_that_are_kept(
     assert found["TURTLE, cold start, both"]["vote_own"]["acc"] > 0.95
     assert "vote_own" not in found["supervised linear probe, phi1"]
     assert found["supervised linear probe, phi1"]["chosen"]["acc"] > 0.95
-    with np.load(out / "kmeans-phi1.npz", allow_pickle=False) as arrays:
-        assert arrays["test"].shape == (3, 60)
+    with np.load(out / "kmeans-phi1.npz", allow_pickle=False) as kept:
+        assert kept["test"].shape == (3, 60)
 
     # What is finished is not run again.
     (out / "kmeans-phi1.npz").rename(out / "kept")
     np.savez(
         out / "kmeans-phi1.npz", **{**np.load(out / "kept"), "seconds": np.array([0, 0, 77.7])}
     )
-    baselines.main(command(out, fields, *SOME, *SHORT))
+    baselines.main(command(out, arrays, *SOME, *SHORT))
     assert "77.7" in capsys.readouterr().out
     with pytest.raises(UserError, match="kmeans-phi1.npz was made with other settings"):
-        baselines.main(command(out, fields, *SOME, *SHORT[:3]))
+        baselines.main(command(out, arrays, *SOME, *SHORT[:3]))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +66,7 @@ def test_settings_that_will_not_do(method: str, change: str, message: str) -> No
         baselines.settings_of(method, 3, [change])
 
 
-def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, fields: list[str]) -> None:
-    few = [field for field in fields if "test.labels" not in field]
+def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, arrays: list[str]) -> None:
+    few = [field for field in arrays if "test.labels" not in field]
     with pytest.raises(UserError, match="data.test.phi1, phi2 and labels are needed"):
         baselines.main(command(tmp_path / "out", few, "--methods", "kmeans"))
