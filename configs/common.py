@@ -198,10 +198,14 @@ def _presets() -> config_dict.ConfigDict:
 
     # Start of theta: 'random', any orthonormal matrix, or 'rows' of phi1 that are far from each
     # other (k-means++), made orthonormal.
-    fast.encoder.start, paper.encoder.start = "random", "random"
+    fast.encoder.start, paper.encoder.start = "rows", "random"
 
+    # 'given': the task encoder is linear in phi1, the inner fit in phi2. 'both': the task encoder
+    # is linear in all files of both, joined, and each of them has an inner fit, the objective is
+    # their mean.
+    fast.search.spaces, paper.search.spaces = "both", "given"
     # Outer steps.
-    fast.search.steps, paper.search.steps = 150, 1000
+    fast.search.steps, paper.search.steps = 80, 1000
     # Rows of the random subset that a step looks at, rounded down to equally many of each shard.
     fast.search.subset_size, paper.search.subset_size = 5000, 10000
     # Share of these rows that the inner fit sees; the held-out loss is taken on the others.
@@ -209,11 +213,11 @@ def _presets() -> config_dict.ConfigDict:
     # Subsets whose gradients are averaged in one step.
     fast.search.subsets_per_step, paper.search.subsets_per_step = 1, 20
     # Learning rate of Adam.
-    fast.search.learning_rate, paper.search.learning_rate = 0.03, 1e-3
+    fast.search.learning_rate, paper.search.learning_rate = 0.1, 1e-3
     # Largest norm of a task's gradient.
     fast.search.clip, paper.search.clip = 1.0, 1.0
     # Steps at which the learning rate and the temperature are multiplied by the two factors below.
-    fast.search.anneal_steps, paper.search.anneal_steps = (90, 120), (100, 200)
+    fast.search.anneal_steps, paper.search.anneal_steps = (48, 64), (100, 200)
     # Factor of the learning rate.
     fast.search.anneal_learning_rate, paper.search.anneal_learning_rate = 0.1, 0.1
     # Factor of the temperature.
@@ -256,10 +260,10 @@ def _presets() -> config_dict.ConfigDict:
 
     # Which tasks vote: those that agree most with the others ('agreement'), those best by
     # 'objective' or by 'cv_accuracy', or 'all'.
-    fast.ensemble.select, paper.ensemble.select = "agreement", "all"
+    fast.ensemble.select, paper.ensemble.select = "all", "all"
     # The vote: 'soft' gives each class of a task shares in several classes, estimated from the
     # other tasks, and evens out the classes under a uniform prior; 'hard' is the majority.
-    fast.ensemble.vote, paper.ensemble.vote = "hard", "hard"
+    fast.ensemble.vote, paper.ensemble.vote = "soft", "hard"
 
     presets = config_dict.ConfigDict()
     presets.fast, presets.paper = fast, paper

@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         preset.search.anneal_steps = (3, 5)
     paper.inner.steps = 10
     # The figures in tests/golden/testing.json are of these values, wherever the preset's go.
+    fast.encoder.start = "random"
     fast.encoder.temperature = 0.2
+    fast.search.spaces = "given"
     fast.search.train_fraction = 0.5
     fast.search.learning_rate = 0.03
     fast.search.clip = 1.0
@@ -41,6 +43,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     fast.inner.adjoint_steps = 10
     fast.inner.start = "warm"
     fast.ensemble.select = "agreement"
+    fast.ensemble.vote = "hard"
     # Ten rows for each class and shard: 64 shards of these few rows would leave one or two each.
     config.search.shards = 8
     config.score.rows = 600

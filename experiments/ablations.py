@@ -9,6 +9,8 @@ Choices are made by the mean agreement of the tasks and the objective of the bes
 label; accuracies stand beside them.
 """
 
+import functools
+import itertools
 from typing import Any
 
 from ml_collections import config_dict
@@ -25,33 +27,49 @@ def _grid(field: str, *values: Any) -> Settings:
     return [{field: value} for value in values]
 
 
+# What the defaults were, and the changes that made them what they are, one upon the other.
+_BEFORE = {
+    "search.learning_rate": 0.03,
+    "encoder.start": "random",
+    "ensemble.select": "agreement",
+    "ensemble.vote": "hard",
+    "search.steps": 150,
+    "search.anneal_steps": (90, 120),
+    "search.spaces": "given",
+}
+_CHANGES: Settings = [
+    {"search.learning_rate": 0.1},
+    {"encoder.start": "rows"},
+    {"ensemble.select": "all", "ensemble.vote": "soft"},
+    {"search.steps": 80, "search.anneal_steps": (48, 64)},
+    {"search.spaces": "both"},
+]
+
+
+def _one_upon_the_other() -> Settings:
+    return [
+        functools.reduce(lambda a, b: a | b, _CHANGES[:i], _BEFORE)
+        for i in range(len(_CHANGES) + 1)
+    ]
+
+
 FACTORS: dict[str, Settings] = {
     "default": [{}],
-    "rate": _grid("search.learning_rate", 0.01, 0.1, 0.3),
-    "start": _grid("encoder.start", "rows"),
+    "rate": _grid("search.learning_rate", 0.01, 0.03, 0.3),
+    "start": _grid("encoder.start", "random"),
     "vote": [
-        {"ensemble.vote": "soft"},
-        {"ensemble.vote": "soft", "ensemble.select": "all"},
-        {"ensemble.select": "all"},
-        {"ensemble.select": "objective"},
-        {"ensemble.select": "cv_accuracy"},
+        {"ensemble.vote": vote, "ensemble.select": select}
+        for vote, select in itertools.product(
+            ("hard", "soft"), ("all", "agreement", "objective", "cv_accuracy")
+        )
+        if (vote, select) != ("soft", "all")
     ],
     # Those of docs/RESULTS.md.
-    "chosen": [
-        {},
-        {"search.learning_rate": 0.1},
-        {
-            "encoder.start": "rows",
-            "search.learning_rate": 0.1,
-            "ensemble.vote": "soft",
-            "ensemble.select": "all",
-        },
-        {"encoder.start": "rows"},
-        {"ensemble.vote": "soft", "ensemble.select": "all"},
-    ],
-    "spaces": [{"variant": "phi1=lite2"}, {"variant": "phi1=both"}],
+    "changes": _one_upon_the_other(),
+    "spaces": [{"search.spaces": "given", "variant": "phi1=lite2"}, {"search.spaces": "given"}],
     "adjoint": [
         {"inner.adjoint": "first_order"},
+        {"inner.adjoint": "first_order", "inner.steps": 1},
         {"inner.adjoint": "unrolled", "inner.solver": "nesterov", "inner.steps": 15},
         {"inner.adjoint": "implicit", "inner.solver": "nesterov", "inner.steps": 15},
     ],
@@ -64,8 +82,8 @@ FACTORS: dict[str, Settings] = {
     "tasks": _grid("n_tasks", 1, 4, 64),
     "classes": _grid("n_classes", 8, 12, 20),
     "steps": [
-        {"search.steps": 75, "search.anneal_steps": (45, 60)},
-        {"search.steps": 300, "search.anneal_steps": (180, 240)},
+        {"search.steps": 40, "search.anneal_steps": (24, 32)},
+        {"search.steps": 160, "search.anneal_steps": (96, 128)},
     ],
 }
 
@@ -86,7 +104,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 def sweep(factor: str = "all") -> Settings:
     if factor != "all" and factor not in FACTORS:
         raise UserError(f"no factor is called {factor!r}, there are: all, {', '.join(FACTORS)}")
-    names = [name for name in FACTORS if name != "chosen"] if factor == "all" else [factor]
+    names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
     return [
         {**setting, "seed": seed} for name in names for setting in FACTORS[name] for seed in SEEDS
     ]

@@ -90,7 +90,8 @@ def build(config: config_dict.ConfigDict) -> Problem:
     Args:
       config: resolved.
     """
-    splits = store.search_splits(store.open_dataset(config.data), config.setting)
+    dataset = store.search_spaces(store.open_dataset(config.data), config.search.spaces)
+    splits = store.search_splits(dataset, config.setting)
     n = sum(split.n for split in splits)
     kind: Kind = "rows" if config.encoder.normalise else "stored"
     statistics = space_statistics([split.phi1 for split in splits], kind)

@@ -53,7 +53,10 @@ def compare(folder: pathlib.Path, penalties: Sequence[float] | None) -> dict[str
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}: give the workdirs of finished runs")
     config = config_dict.ConfigDict(figures.read_json(folder / "config.json"))
-    splits = store.search_splits(store.open_dataset(config.data), config.setting)
+    # Runs that were made before there was a choice have no such field.
+    spaces = config.search.get("spaces", "given")
+    dataset = store.search_spaces(store.open_dataset(config.data), spaces)
+    splits = store.search_splits(dataset, config.setting)
     given = [split.labels for split in splits if split.labels is not None]
     if len(given) < len(splits):
         raise UserError(f"{folder}: the run was given no labels of the rows it searched")

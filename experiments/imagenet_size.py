@@ -42,6 +42,7 @@ FIELDS = (
     "--config.n_tasks=1",
     "--config.search.subset_size=20000",
     "--config.search.steps=2",
+    "--config.search.spaces=given",
     "--config.score.steps=2",
     "--config.log_every=1",
     "--config.checkpoint_seconds=0",

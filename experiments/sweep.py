@@ -22,6 +22,7 @@ with the last line of its OUT/NAME.log, and the others go on.
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import itertools
 import os
@@ -40,6 +41,7 @@ import numpy as np
 
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
 from hume_jax.files import atomic_write
 from hume_jax.progress import count, duration
 
@@ -256,7 +258,7 @@ def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
     splits = [
         s for s in ("all", "train", "test") if any(s in r["ensemble"] for _, f in rows for r in f)
     ]
-    head = [*fields, "seeds", "best objective", "mean agreement"]
+    head = [*fields, "seeds", "best objective", "mean agreement", "agreement of the votes"]
     head += [f"{split} {score}" for split in splits for score in ("ACC", "ARI", "NMI")]
     head += ["single tasks, ACC", "search, s"]
     return head, [_line(job, found, fields, splits) for job, found in rows]
@@ -270,6 +272,7 @@ def _line(
     line.append(str(len(found)))
     line.append(figures.spread([min(t["objective"] for t in each) for each in tasks], 4))
     line.append(figures.spread([_mean(t["agreement"] for t in each) for each in tasks], 4))
+    line.append(_agreement_of_votes([path.with_name("labels.csv") for path in job.results]))
     for split in splits:
         for score in ("acc", "ari", "nmi"):
             line.append(
@@ -277,8 +280,27 @@ def _line(
             )
     single = [_mean(t[s]["acc"] for t in each for s in splits[:1] if s in t) for each in tasks]
     line.append(figures.spread(single))
-    line.append(figures.spread([each["seconds"]["search"] for each in found], 1))
+    # A run that was stopped and went on knows the time of its last process alone.
+    took = [each["seconds"] for each in found]
+    known = [seconds["search"] for seconds in took if "resumed" not in seconds]
+    line.append(figures.spread(known, 1))
     return line
+
+
+def _agreement_of_votes(files: Sequence[pathlib.Path]) -> str:
+    """How far the votes of each pair of seeds are the same labelling, on train rows."""
+    if len(files) < 2:
+        return "-"
+    votes = [_train_labels(path) for path in files]
+    return figures.spread(
+        [metrics.clustering_accuracy(a, b) for a, b in itertools.combinations(votes, 2)], 4
+    )
+
+
+def _train_labels(path: pathlib.Path) -> np.ndarray:
+    with path.open(encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return np.array([int(row["label"]) for row in rows if row["split"] == "train"])
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -93,7 +93,9 @@ def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
 
 
 def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:
-    store.check_headers(config.data, config.n_classes, config.setting, coming)
+    store.check_headers(
+        config.data, config.n_classes, config.setting, coming, spaces=config.search.spaces
+    )
 
 
 def run() -> None:

@@ -65,9 +65,10 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     if finished is not None:
         return finished
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
-    store.check_classes(files, config.n_classes, config.setting)
-    n = sum(split.n for split in store.search_splits(files, config.setting))
-    plan = _plan(config, files, n, planning.kept_rows(folder.path))
+    searched = store.search_spaces(files, config.search.spaces)
+    store.check_classes(searched, config.n_classes, config.setting)
+    n = sum(split.n for split in store.search_splits(searched, config.setting))
+    plan = _plan(config, searched, n, planning.kept_rows(folder.path))
     checked = rows.check(config, files, plan.rows, folder)
     with folder:
         folder.check_data(store.fingerprint(files))
@@ -274,20 +275,35 @@ class _Run:
         )
         if not (self.config.baselines and labelled):
             return {}
-        known = {"phi1": self.statistics} if self.kind == "rows" else {}
-        if self.prepared is not None and self.config.inner.normalise:
-            means = (space.statistics.mean for space in self.prepared.spaces)
-            known["phi2"] = tuple(Statistics(mean, scaling.ONE) for mean in means)
+        given = self.checked.given
         return self._kept(
             "baselines",
             lambda: scoring.baselines(
                 self.config,
-                self.dataset,
-                self.splits,
-                known=known,
+                given,
+                store.search_splits(given, self.config.setting),
+                known=self._known_statistics(),
                 bounded=self.prepared is not None,
             ),
         )
+
+    def _known_statistics(self) -> dict[str, tuple[Statistics, ...]]:
+        """Statistics of the files of phi1 and phi2 as they were given, of those that are known."""
+        of_file: dict[str, Statistics] = {}
+        if self.prepared is not None and self.config.inner.normalise:
+            means = [space.statistics.mean for space in self.prepared.spaces]
+            of_file |= {
+                path: Statistics(mean, scaling.ONE)
+                for path, mean in zip(self.dataset.train.phi2.paths, means, strict=True)
+            }
+        if self.kind == "rows":
+            of_file |= dict(zip(self.dataset.train.phi1.paths, self.statistics, strict=True))
+        known = {}
+        for name in ("phi1", "phi2"):
+            paths = getattr(self.checked.given.train, name).paths
+            if all(path in of_file for path in paths):
+                known[name] = tuple(of_file[path] for path in paths)
+        return known
 
     def _kept(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]

@@ -25,7 +25,8 @@ _PREPARED = "prepared.npz"
 class Checked(NamedTuple):
     """A dataset whose values were checked."""
 
-    dataset: store.Dataset
+    given: store.Dataset
+    dataset: store.Dataset  # the spaces that the search sees
     statistics: tuple[Statistics, ...]  # of each file of phi1, over the searched rows
     warnings: list[str]
     prepared: Prepared | None = None  # if an earlier process of the run computed it
@@ -52,13 +53,15 @@ def check(
         stored column by column.
     """
     if rows == "memory":
-        dataset = store.scan_files(files)
+        given = store.scan_files(files)
+        dataset = store.search_spaces(given, config.search.spaces)
         warnings = store.check_search(
             dataset, config.n_classes, config.setting, normalise=config.encoder.normalise
         )
         phi1 = [split.phi1 for split in store.search_splits(dataset, config.setting)]
-        return Checked(dataset, space_statistics(phi1, kind(config)), warnings)
-    splits = store.search_splits(files, config.setting)
+        return Checked(given, dataset, space_statistics(phi1, kind(config)), warnings)
+    searched = store.search_spaces(files, config.search.spaces)
+    splits = store.search_splits(searched, config.setting)
     for space in (space for split in splits for space in (split.phi1, split.phi2)):
         for array, path in zip(space.arrays, space.paths, strict=True):
             gather.check_order(array, path)
@@ -66,17 +69,18 @@ def check(
         # Checked when that was computed; that the data is the same is checked with the folder.
         with np.load(folder.path / _PREPARED, allow_pickle=False) as arrays:
             found = prepared.from_arrays(arrays)
-        return Checked(files, found.phi1, [], found)
+        return Checked(files, searched, found.phi1, [], found)
     logging.info("checking the values of all files")
-    dataset = store.scan_files(files)
+    given = store.scan_files(files)
+    dataset = store.search_spaces(given, config.search.spaces)
     # Whether rows equal the mean shows in the pass that finds it.
     warnings = store.check_search(dataset, config.n_classes, config.setting, normalise=False)
     if not config.encoder.normalise:
-        return Checked(dataset, prepared.first_space(splits, "stored")[0], warnings)
+        return Checked(given, dataset, prepared.first_space(splits, "stored")[0], warnings)
     total = sum(split.n * len(split.phi1.arrays) for split in splits)
     with Progress(total, "phi1", unit="rows") as progress:
         statistics, more = prepared.first_space(splits, "rows", progress.update)
-    return Checked(dataset, statistics, [*warnings, *more])
+    return Checked(given, dataset, statistics, [*warnings, *more])
 
 
 def in_memory(config: config_dict.ConfigDict, checked: Checked) -> search.Data:

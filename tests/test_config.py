@@ -158,6 +158,7 @@ def test_the_papers_presets():
         "anneal_learning_rate": 0.1,
         "anneal_temperature": 0.1,
         "entropy_weight": 10.0,
+        "spaces": "given",
         "rows": "auto",
         "shards": 1,
     }

@@ -16,7 +16,8 @@ from hume_jax import config as config_lib
 from hume_jax import labelling, pipeline, scoring
 from hume_jax.core import inner_fit, objective, search
 from hume_jax.core.inner_fit import InnerFit
-from hume_jax.representations import prepare
+from hume_jax.errors import UserError
+from hume_jax.representations import prepare, store
 from hume_jax.representations.scaling import statistics
 from hume_jax.representations.store import Space, Split
 
@@ -158,7 +159,7 @@ def test_a_run_of_two_first_and_two_second_spaces(tmp_path, monkeypatch, rng):
     config.data.train.phi2 = ("c.parquet:c", "d.npz")
     config.data.train.labels = "c.parquet:class"
     config.update({"n_classes": k, "n_tasks": 2, "plots": False, "baselines": False})
-    config.search.steps = 2
+    config.search.update({"steps": 2, "spaces": "given"})
     config.inner.update({"solver": "gradient", "adjoint": "first_order", "start": "cold"})
     config.score.update({"rows": 60, "folds": 2, "steps": 5})
     results = pipeline.run(config, "run")
@@ -176,3 +177,72 @@ def test_a_run_of_two_first_and_two_second_spaces(tmp_path, monkeypatch, rng):
         "data.train.phi2": 2,
         "data.train.labels": 1,
     }
+
+
+@pytest.fixture
+def two_files(tmp_path, monkeypatch, rng):
+    """A quick config of two spaces, train and test rows, in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    true = rng.integers(3, size=200)
+    for name, width in (("a", 4), ("b", 3)):
+        x = (rng.normal(size=(3, width))[true] * 2 + rng.normal(size=(200, width))).astype("f4")
+        np.save(f"{name}_train.npy", x[:160])
+        np.save(f"{name}_test.npy", x[160:])
+    np.save("true.npy", true[:160])
+    config = config_lib.load("configs/arrays.py")
+    for split in ("train", "test"):
+        config.data[split].update({"phi1": f"a_{split}.npy", "phi2": f"b_{split}.npy"})
+    config.data.train.labels = "true.npy"
+    config.update({"n_classes": 3, "n_tasks": 2, "plots": False})
+    config.search.steps = 2
+    config.inner.update({"solver": "gradient", "adjoint": "first_order", "start": "cold"})
+    config.score.update({"rows": 60, "folds": 2, "steps": 5})
+    return config
+
+
+@pytest.mark.parametrize("where", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
+def test_both_spaces_are_the_joined_files_and_an_inner_fit_in_each(two_files, where):
+    config = two_files
+    config.search.update({"spaces": "both", "rows": where})
+    both = pipeline.run(config, "both")
+    config.search.spaces = "given"
+    if where == "memory":
+        given = pipeline.run(config, "given")
+        # The floor is that of the spaces as they were given.
+        assert both["baselines"] == given["baselines"]
+        assert both["tasks"] != given["tasks"]
+    for split in ("train", "test"):
+        files = (f"a_{split}.npy", f"b_{split}.npy")
+        config.data[split].update({"phi1": files, "phi2": files})
+    named = pipeline.run(config, "named")
+    assert (
+        pathlib.Path("both/labels.csv").read_text() == pathlib.Path("named/labels.csv").read_text()
+    )
+    assert both["tasks"] == named["tasks"]
+    # Whoever predicts gives the files in the order of phi1, then phi2.
+    with np.load("both/model.npz", allow_pickle=False) as arrays:
+        model = labelling.from_arrays(arrays)
+    vote = labelling.predict(model, [np.load("a_test.npy"), np.load("b_test.npy")])
+    with open("both/labels.csv", newline="") as file:
+        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == "test"]
+    np.testing.assert_array_equal(vote.labels, labels)
+
+
+def test_both_spaces_need_both_of_the_test_rows(two_files):
+    config = two_files
+    config.search.spaces = "both"
+    config.data.test.phi2 = ""
+    with pytest.raises(UserError, match=r"search.spaces=both .* data.test.phi2"):
+        store.check_headers(config.data, 3, "inductive", spaces="both")
+    with pytest.raises(UserError, match="search.spaces=given"):
+        pipeline.run(config, "run")
+    assert not pathlib.Path("run").exists()
+
+
+def test_classes_are_counted_against_the_columns_of_both_spaces(two_files):
+    data = two_files.data
+    store.check_headers(data, 7, "inductive", spaces="both")
+    with pytest.raises(UserError, match="more than the 4 columns"):
+        store.check_headers(data, 7, "inductive")
+    with pytest.raises(UserError, match="more than the 7 columns"):
+        store.check_headers(data, 8, "inductive", spaces="both")

@@ -7,8 +7,8 @@
 all-MiniLM-L6-v2 and of paraphrase-MiniLM-L3-v2, neither of which saw a label of this dataset.
 
 Variants: `inductive` (default), `transductive`; `phi1=minilm_l6|paraphrase_l3`, the other one is
-phi2, or `phi1=both`, both of them joined and each of them a second space; `preset=fast|paper`;
-`source=DIR`, the folder of the arrays.
+phi2 (which matters with `search.spaces=given` alone); `preset=fast|paper`; `source=DIR`, the folder
+of the arrays.
 """
 
 from ml_collections import config_dict
@@ -23,13 +23,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.n_classes = 150
     # Half the default: a task is fifteen times the work of one with ten classes.
     config.presets.fast.n_tasks = 8
-    variant = apply_variant(config, arg, phi1=(*SPACES, "both"), source=())
+    variant = apply_variant(config, arg, phi1=SPACES, source=())
     source = variant.get("source", "../shared/data/clinc150")
     first = variant.get("phi1", SPACES[0])
     names = SPACES if first != SPACES[1] else SPACES[::-1]
     for split in ("train", "test"):
         fields = config.data[split]
         files = tuple(f"{source}/{name}_{split}.npy" for name in names)
-        fields.phi1, fields.phi2 = (files, files) if first == "both" else files
+        fields.phi1, fields.phi2 = files
         fields.labels = f"{source}/labels_{split}.npy"
     return config

@@ -7,9 +7,9 @@ Two spaces of 1,280 columns, the pooled last convolution of EfficientNet-Lite0 a
 networks were trained with ImageNet's labels, these ten classes among them: real data to exercise
 the method on, not a claim that nothing supervised went in.
 
-Variants: `inductive` (default), `transductive`; `phi1=lite0|lite2`, the other one is phi2, or
-`phi1=both`, both of them joined and each of them a second space; `preset=fast|paper`; `source=DIR`,
-the folder of the arrays.
+Variants: `inductive` (default), `transductive`; `phi1=lite0|lite2`, the other one is phi2 (which
+matters with `search.spaces=given` alone); `preset=fast|paper`; `source=DIR`, the folder of the
+arrays.
 """
 
 from ml_collections import config_dict
@@ -22,13 +22,13 @@ SPACES = ("lite0", "lite2")
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = common.get_config()
     config.n_classes = 10
-    variant = apply_variant(config, arg, phi1=(*SPACES, "both"), source=())
+    variant = apply_variant(config, arg, phi1=SPACES, source=())
     source = variant.get("source", "../shared/data/imagenette")
     first = variant.get("phi1", SPACES[0])
     names = SPACES if first != SPACES[1] else SPACES[::-1]
     for split in ("train", "test"):
         fields = config.data[split]
         files = tuple(f"{source}/effnet_{name}_{split}.npy" for name in names)
-        fields.phi1, fields.phi2 = (files, files) if first == "both" else files
+        fields.phi1, fields.phi2 = files
         fields.labels = f"{source}/labels_{split}.npy"
     return config

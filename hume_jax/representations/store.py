@@ -27,6 +27,10 @@ _NO_TEST_ROWS = (
     "setting=transductive searches the test rows too: give data.test.phi1 and data.test.phi2, or "
     "set setting=inductive"
 )
+_NO_TEST_PHI2 = (
+    "search.spaces=both labels the test rows by phi1 and phi2: give data.test.phi2 too, or set "
+    "search.spaces=given"
+)
 
 
 class Space(NamedTuple):
@@ -140,26 +144,40 @@ def open_files(data: Any) -> Dataset:
 
 
 def check_headers(
-    data: Any, n_classes: int, setting: str, coming: Mapping[str, Stored] | None = None
+    data: Any,
+    n_classes: int,
+    setting: str,
+    coming: Mapping[str, Stored] | None = None,
+    *,
+    spaces: str = "given",
 ) -> None:
-    """Checks what `open_files` and `check_classes` do, and reads nothing but headers.
+    """Checks what `open_files`, `search_spaces` and `check_classes` do, and reads only headers.
 
     Args:
       data: the config's `data` section.
       n_classes: K.
       setting: `inductive` or `transductive`.
       coming: the headers of arrays that will be there, by their path.
+      spaces: `given` or `both`.
 
     Raises:
-      UserError: as those two.
+      UserError: as those three.
     """
     train, test = headers.open_headers(data, coming)
+    if spaces == "both" and test is not None and not test.phi2.arrays:
+        raise UserError(_NO_TEST_PHI2)
     n = train.n
     if setting == "transductive":
         if test is None or not test.phi2.arrays:
             raise UserError(_NO_TEST_ROWS)
         n += test.n
-    _check_counts(n_classes, n, sum(array.shape[1] for array in train.phi1.arrays))
+    encoder = (train.phi1, train.phi2) if spaces == "both" else (train.phi1,)
+    columns = {
+        path: array.shape[1]
+        for space in encoder
+        for path, array in zip(space.paths, space.arrays, strict=True)
+    }
+    _check_counts(n_classes, n, sum(columns.values()))
 
 
 def check_present(data: Any, coming: Mapping[str, Stored]) -> None:
@@ -180,6 +198,43 @@ def check_present(data: Any, coming: Mapping[str, Stored]) -> None:
                 file = find_array(path)
                 if path not in coming and side_file.read(file) is None:
                     checks.scan(file, formats.open_array(path))
+
+
+def search_spaces(dataset: Dataset, spaces: str) -> Dataset:
+    """The spaces that a search sees, in the places of those that were given.
+
+    Args:
+      dataset: as opened.
+      spaces: `given`: phi1 for the task encoder, phi2 for the inner fit; or `both`: all files of
+        phi1 and phi2 joined for the task encoder, and each of them for an inner fit of its own.
+
+    Raises:
+      UserError: `both`, and test rows without phi2.
+    """
+    if spaces == "given":
+        return dataset
+    if dataset.test is not None and not dataset.test.phi2.arrays:
+        raise UserError(_NO_TEST_PHI2)
+    train, test = dataset
+    return Dataset(_all_files(train), None if test is None else _all_files(test))
+
+
+def _all_files(split: Split) -> Split:
+    """A split with all of its files in the place of phi1 and of phi2, each once."""
+    spaces = (split.phi1, split.phi2)
+    paths = [path for space in spaces for path in space.paths]
+    first = [i for i, path in enumerate(paths) if path not in paths[:i]]
+
+    def pick(parts: list[Any]) -> tuple[Any, ...]:
+        # Nothing was seen yet of files that were just opened.
+        return tuple(parts[i] for i in first) if parts else ()
+
+    joined = Space(
+        pick([array for space in spaces for array in space.arrays]),
+        pick(paths),
+        pick([scan for space in spaces for scan in space.scans]),
+    )
+    return split._replace(phi1=joined, phi2=joined)
 
 
 def search_splits(dataset: Dataset, setting: str) -> tuple[Split, ...]:
@@ -221,7 +276,8 @@ def check_search(
                 warnings += _check_centred(
                     [space.arrays[j] for space in spaces], spaces[0].paths[j]
                 )
-    return warnings
+    # A file may be in both spaces.
+    return list(dict.fromkeys(warnings))
 
 
 def check_classes(dataset: Dataset, n_classes: int, setting: str) -> None:

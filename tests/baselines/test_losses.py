@@ -46,7 +46,8 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     with jax.enable_x64(True):
         arguments = tuple(jnp.asarray(logits(seed)) for seed in (0, 1))
-        check_grads(lambda *z: jnp.sum(LOSSES[name](*z)), arguments, order=1, modes=["rev"])
+        total = jax.jit(lambda *z: jnp.sum(LOSSES[name](*z)))
+        check_grads(total, arguments, order=1, modes=["rev"])
 
 
 @pytest.mark.parametrize("name", ["scan", "self_classifier", "twist"])
@@ -156,7 +157,8 @@ def test_turtle() -> None:
         expected -= (labels * np.log(softmax(z))).sum(axis=2).mean(axis=1)
         mean = each.mean(axis=1)
         expected += 10 * (mean * np.log(mean)).sum(axis=1)
-    found = turtle.objective(tuple(encoders), tuple(models), tuple(map(jnp.asarray, spaces)), 10.0)
+    objective = jax.jit(turtle.objective, static_argnums=3)
+    found = objective(tuple(encoders), tuple(models), tuple(map(jnp.asarray, spaces)), 10.0)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
     def loss(encoders: tuple[turtle.Encoder, ...]) -> jax.Array:
@@ -165,7 +167,7 @@ def test_turtle() -> None:
 
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), tuple(encoders))
-        check_grads(loss, (wide,), order=1, modes=["rev"])
+        check_grads(jax.jit(loss), (wide,), order=1, modes=["rev"])
 
 
 def test_batches_hold_every_row_once_but_for_those_left_over() -> None:

@@ -34,13 +34,15 @@ def test_dataset_in_either_direction(repository, name):
     spec = f"{repository}/experiments/datasets/{name}.py"
     config = figures.load_config(f"{spec}:source=a")
     assert config.data.train.phi1 != config.data.train.phi2
-    forward, backward = real_data.plan(options(f"{spec}:source=a"))
+    joined, forward, backward = real_data.plan(options(f"{spec}:source=a"))
+    assert joined.flags[1] == "--config.search.spaces=both"
     assert (forward.phi1, forward.phi2) == (backward.phi2, backward.phi1)
     other = figures.load_config(f"{spec}:phi1={forward.phi2.removeprefix('effnet_')},source=a")
+    other.search.spaces = "given"
     assert other == figures.load_config(f"{spec}:source=a", backward.flags[1:])
 
 
-def options(config, directions="both", **more):
+def options(config, directions=real_data.DIRECTIONS, **more):
     """Options of `real_data`, as its command line gives them."""
     values = {"config": config, "fields": [], "seeds": [0], "directions": directions, **more}
     return argparse.Namespace(**values)
@@ -122,16 +124,18 @@ def test_real_data_covers_seeds_and_directions(measured, tmp_path, capsys):
     command = ["--config=configs/testing.py", "--seeds", "0", "1", f"--out={tmp_path}"]
     real_data.main([*command, "--", "--config.n_tasks=2"])
     printed = capsys.readouterr().out
-    assert [(run.phi1, run.phi2, run.seed) for run in measured] == [
-        ("phi1", "phi2", 0),
-        ("phi1", "phi2", 1),
-        ("phi2", "phi1", 0),
-        ("phi2", "phi1", 1),
+    assert [(run.name, run.phi1, run.seed) for run in measured] == [
+        ("phi1+phi2-seed0", "phi1", 0),
+        ("phi1+phi2-seed1", "phi1", 1),
+        ("phi1-phi2-seed0", "phi1", 0),
+        ("phi1-phi2-seed1", "phi1", 1),
+        ("phi2-phi1-seed0", "phi2", 0),
+        ("phi2-phi1-seed1", "phi2", 1),
     ]
     assert all("--config.n_tasks=2" in run.flags for run in measured)
-    assert "--config.data.test.phi1=hume_jax:quickstart/phi2_test.npy" in measured[2].flags
+    assert "--config.data.test.phi1=hume_jax:quickstart/phi2_test.npy" in measured[4].flags
     scores, baselines, costs = map(rows_of, printed.rstrip().split("\n\n")[1:])
-    assert scores[0][:3] == ["phi1 → phi2", "2", "0.910 ± 0.014"]
+    assert scores[0][:3] == ["phi1 and phi2", "2", "0.910 ± 0.014"]
     assert scores[0][-3:] == ["2 of 3", "2.5", "2 of 4"]
     assert [row[:3] for row in baselines] == [
         ["k-means", "phi1", "0.910 ± 0.014"],
@@ -139,7 +143,7 @@ def test_real_data_covers_seeds_and_directions(measured, tmp_path, capsys):
         ["supervised probe", "phi1", "0.910 ± 0.014"],
         ["supervised probe", "phi2", "0.910 ± 0.014"],
     ]
-    assert costs[1] == [
+    assert costs[2] == [
         "phi2 → phi1", "4.0 ± 0.0", "1.0 ± 0.0", "2.0 ± 0.0", "1.0 ± 0.0", "5.0 ± 0.0", "1.00",
     ]  # fmt: skip
 
@@ -193,7 +197,7 @@ def test_real_data_runs_the_search_that_figures_build(
 
 
 def test_a_failed_run_is_reported(tmp_path):
-    run = real_data.Run("a", "phi1", "phi2", 0, ("--config=nothing.py",), "")
+    run = real_data.Run("a", "forward", "phi1", "phi2", 0, ("--config=nothing.py",), "")
     with pytest.raises(UserError, match="a ended with status"):
         real_data.measure(run, tmp_path / "a")
 

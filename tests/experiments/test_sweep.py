@@ -117,8 +117,11 @@ def test_names_of_long_or_odd_settings_are_short_and_their_own(tmp_path: pathlib
 
 def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     found = sweep.jobs(parsed("experiments/ablations.py:spaces", tmp_path))
-    assert [job.name for job in found] == ["variant=phi1=lite2", "variant=phi1=both"]
-    assert "--config=experiments/ablations.py:spaces,phi1=both" in found[1].command
+    assert [job.name for job in found] == [
+        "search.spaces=given,variant=phi1=lite2",
+        "search.spaces=given",
+    ]
+    assert "--config=experiments/ablations.py:spaces,phi1=lite2" in found[0].command
     assert {job.seeds for job in found} == {(0, 1, 2)}
     every = sweep.jobs(parsed("experiments/ablations.py:all", tmp_path))
     assert len({job.name for job in every}) == len(every) > 30
@@ -187,9 +190,15 @@ def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
         scores = {"acc": acc, "ari": acc, "nmi": acc}
         found = {"ensemble": {"train": scores}, "tasks": [task], "seconds": {"search": 1.0}}
         path.write_text(json.dumps(found))
+        # The same labelling in other numbers, but for one row of train; test rows do not count.
+        labels = [0, 0, 1, 1] if acc == 0.7 else [1, 1, 0, 1]
+        rows = [f"{i},train,{label}" for i, label in enumerate(labels)] + [f"0,test,{acc == 0.7:d}"]
+        path.with_name("labels.csv").write_text("\n".join(["index,split,label", *rows]))
     head, (line,) = sweep.collect([job])
     expected = f"{0.8:.3f} ± {np.std([0.7, 0.9], ddof=1):.3f}"
-    assert dict(zip(head, line, strict=True))["train ACC"] == expected
+    found = dict(zip(head, line, strict=True))
+    assert found["train ACC"] == expected
+    assert found["agreement of the votes"] == "0.7500"
 
 
 def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
