@@ -153,13 +153,15 @@ def draw_methods(
         canvas.print_png(file, pil_kwargs={"compress_level": 9})
 
 
-def write_table(folder: pathlib.Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Writes table.md and table.csv of a folder; returns the Markdown."""
+def write_table(
+    folder: pathlib.Path, head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "table"
+) -> str:
+    """Writes NAME.md and NAME.csv of a folder; returns the Markdown."""
     text = table(head, rows)
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([head, *rows])
-    for name, content in (("table.md", f"{text}\n"), ("table.csv", lines.getvalue())):
-        with atomic_write(folder / name) as file:
+    for end, content in (("md", f"{text}\n"), ("csv", lines.getvalue())):
+        with atomic_write(folder / f"{name}.{end}") as file:
             file.write(content.encode())
     return text
 

@@ -14,6 +14,9 @@ results.json is an error) and prints a Markdown table, a row for each run and sc
 
 Cross-validated accuracy is compared between tasks of the same number of used classes alone (fewer
 classes are easier to predict): the tasks that use the most. The column `tasks` says how many.
+
+Beside OUT.json it writes OUT.md, OUT.csv and OUT.png, where each task is a point: the figure
+"objective against agreement with human labels" of the paper, with the other scores beside it.
 """
 
 import argparse
@@ -24,9 +27,12 @@ from typing import Any
 
 import figures
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
+from hume_jax.files import atomic_write
 from hume_jax.report import results
 
 # Where ACC spreads more than this, the objective's correlation with it should be at most -0.7.
@@ -87,11 +93,15 @@ def read_run(folder: pathlib.Path, split: str) -> dict[str, Any]:
         "acc_best": max(accuracy),
         "acc_ensemble": summary["ensemble"][split]["acc"],
         "scores": study(tasks, split),
+        "points": {
+            "acc": accuracy,
+            **{name: [task[name] for task in tasks] for name, _, _ in results.LABEL_FREE},
+        },
     }
 
 
-def report(runs: dict[str, dict[str, Any]]) -> str:
-    """The table, a row for each run and score."""
+def cells(runs: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table, a row for each run and score: its head and its rows."""
     names = {key: name for key, name, _ in results.LABEL_FREE}
     head = ["run", "score", "tasks", "Pearson [95 %]", "Spearman [95 %]", "ACC mean ± sd"]
     head += ["ACC of the best", "ACC of the best-scored", "lost"]
@@ -110,7 +120,31 @@ def report(runs: dict[str, dict[str, Any]]) -> str:
                     f"{entry['lost']:.3f}",
                 ]
             )
-    return figures.table(head, rows)
+    return head, rows
+
+
+def draw(path: pathlib.Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Draws ACC against each score, a row of panels a run.
+
+    Args:
+      path: of the PNG file.
+      runs: as `read_run` returns them, by name.
+    """
+    figure = Figure(figsize=(9.5, 2.9 * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), len(results.LABEL_FREE), squeeze=False, sharey="row")
+    for panels, (run, found) in zip(grid, runs.items(), strict=True):
+        points = found["points"]
+        for axes, (score, name, _) in zip(panels, results.LABEL_FREE, strict=True):
+            axes.plot(points[score], points["acc"], "o", color="#2f6690", alpha=0.5, markersize=5)
+            axes.set_xlabel(name)
+            axes.grid(color="#d8dee4", linewidth=0.8)
+            axes.spines[["top", "right"]].set_visible(False)
+            entry = found["scores"].get(score, {}).get("correlation")
+            if entry:
+                axes.set_title(results.describe(entry, "pearson"), fontsize=9)
+        panels[0].set_ylabel(f"{run}\nACC on {found['split']} rows")
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
 
 
 def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
@@ -142,7 +176,9 @@ def main(arguments: Sequence[str]) -> None:
     if len(runs) < len(options.runs):
         raise UserError("two of the runs have the same name; rename a folder")
     figures.write_json(options.out, runs)
-    print(f"ACC on {options.split}\n\n{report(runs)}\n\n{verdict(runs)}")
+    text = figures.write_table(options.out.parent, *cells(runs), name=options.out.stem)
+    draw(options.out.with_suffix(".png"), runs)
+    print(f"ACC on {options.split}\n\n{text}\n\n{verdict(runs)}")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
             continue
         logging.info("seed %d", seed)
         with part:
-            its = _Run(own, stages.checked, part, time.perf_counter())
-            # Its share of what all of them took together.
+            # As if it had begun by its share of what all of them took together.
+            its = _Run(own, stages.checked, part, time.perf_counter() - sum(took.values()))
             its.seconds = {**took, **({"resumed": True} if "resumed" in stages.seconds else {})}
             its.prepared = stages.prepared
             part.write_metrics(_of_seed(folder.metrics(), seed))

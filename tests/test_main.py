@@ -227,7 +227,7 @@ def test_bad_labels(fails, folder, labels, message):
     ("arguments", "message"),
     [
         (("--config.n_classes=201",), "n_classes is 201, more than the 200 searched rows"),
-        (("--config.n_classes=7",), "n_classes is 7, more than the 6 columns of phi1"),
+        (("--config.n_classes=12",), "n_classes is 12, more than the 11 columns that the task"),
         (("--config.setting=transductive",), "give data.test.phi1 and data.test.phi2"),
     ],
 )
@@ -447,7 +447,7 @@ def test_a_config_of_ones_own(folder, repository):
         "    config.presets.fast.search.steps = 17\n"
         "    return config\n"
     )
-    assert "[17, 0.03, 'runs/mine-" in read(folder, repository, "--config", "mine.py")[2]
+    assert "[17, 0.1, 'runs/mine-" in read(folder, repository, "--config", "mine.py")[2]
 
 
 def test_stopped_by_the_keyboard(folder, repository):

@@ -293,8 +293,9 @@ def _check_counts(n_classes: int, n: int, columns: int) -> None:
         raise UserError(f"n_classes is {n_classes}, more than the {n} searched rows")
     if n_classes > columns:
         raise UserError(
-            f"n_classes is {n_classes}, more than the {columns} columns of phi1: there are no "
-            f"{n_classes} orthonormal columns; take a wider phi1 or fewer classes"
+            f"n_classes is {n_classes}, more than the {columns} columns that the task "
+            f"encoder reads: there are no {n_classes} orthonormal columns; take wider "
+            "representations or fewer classes"
         )
 
 

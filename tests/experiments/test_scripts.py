@@ -4,7 +4,6 @@ import argparse
 import json
 
 import batch_cost
-import defaults
 import figures
 import given_labels
 import hypergradient_accuracy
@@ -230,6 +229,8 @@ def test_label_free_scores(tmp_path, capsys):
     label_free_scores.main([str(tmp_path / "good"), str(tmp_path / "flat"), f"--out={out}"])
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(out.with_suffix(".csv").read_text().splitlines()) == 1 + 2 * 3
     good = found["good"]["scores"]
     assert good["objective"]["correlation"]["pearson"] == pytest.approx(-1)
     assert good["objective"]["lost"] == 0
@@ -247,37 +248,6 @@ def test_label_free_scores(tmp_path, capsys):
 def test_label_free_scores_of_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json"):
         label_free_scores.main([str(tmp_path), f"--out={tmp_path / 'out.json'}"])
-
-
-# ---- defaults
-
-
-def test_defaults_takes_finished_runs(tmp_path, capsys):
-    tasks = [
-        {"agreement": a, "objective": 1 - a, "train": {"acc": 0.8 + a / 10}} for a in (0.6, 0.8)
-    ]
-    ensemble = {"train": {"acc": 0.91}, "test": {"acc": 0.89}}
-    summary = {"tasks": tasks, "ensemble": ensemble, "seconds": {"search": 3.2}}
-    for name in ("T_0.1", "T_by_10_at_each_anneal"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(summary))
-    chosen = ["T 0.1", "T / 10 at each anneal"]
-    defaults.main(["--variants", *chosen, f"--out={tmp_path}"])
-    table = capsys.readouterr().out.rstrip()
-    assert rows_of(table)[0] == ["T 0.1", "0.7000", "0.2000", "0.870", "0.910", "0.890", "3"]
-    assert list(json.loads((tmp_path / "figures.json").read_text())) == chosen
-    with pytest.raises(SystemExit):
-        defaults.main(["--variants", "T 0.3", f"--out={tmp_path}"])
-
-
-@pytest.mark.slow
-def test_defaults_runs_what_is_not_there(arrays, tmp_path):
-    small = ["--config.n_tasks=2", "--config.search.steps=2"]
-    arguments = ["--config=configs/arrays.py", "--variants", "T 0.1", f"--out={tmp_path / 'out'}"]
-    defaults.main([*arguments, "--", *arrays, *small])
-    config = json.loads((tmp_path / "out" / "T_0.1" / "config.json").read_text())
-    assert config["encoder"]["temperature"] == 0.1
-    assert not config["baselines"]
 
 
 # ---- given_labels

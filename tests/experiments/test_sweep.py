@@ -19,6 +19,7 @@ from hume_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
+import figures  # noqa: E402
 import sweep  # noqa: E402
 
 # A run of the launcher whose work is to write results.json, slowly, or to fail.
@@ -125,7 +126,11 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     assert {job.seeds for job in found} == {(0, 1, 2)}
     every = sweep.jobs(parsed("experiments/ablations.py:all", tmp_path))
     assert len({job.name for job in every}) == len(every) > 30
-    # None of them sees a test row.
+    held_out = sweep.jobs(parsed("experiments/ablations.py:changes,held_out", tmp_path))
+    config = figures.load_config("experiments/ablations.py:changes,held_out")
+    assert config.data.test.phi1 == "runs/held_out/effnet_lite0_test.npy"
+    assert "--config=experiments/ablations.py:changes,held_out" in held_out[0].command
+    # None of them sees a test row of the dataset.
     config = config_lib.load("experiments/ablations.py:rate")
     assert set(config.data.test.to_dict().values()) == {""}
     with pytest.raises(UserError, match="no factor is called 'rat', there are: all, default, rate"):

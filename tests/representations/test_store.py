@@ -295,7 +295,7 @@ def test_good_data_gives_no_warning(folder):
     [
         (1, "at least 2"),
         (0, "at least 2"),
-        (D1 + 1, f"more than the {D1} columns of phi1"),
+        (D1 + 1, f"more than the {D1} columns that"),
         (N + 1, f"more than the {N} searched rows"),
     ],
 )

@@ -1,0 +1,240 @@
+"""HUME beside every method of a dataset, with intervals of the differences: who wins, by how much.
+
+    python experiments/comparison.py --config=experiments/datasets/imagenette.py \
+        --hume runs/hume/imagenette runs/hume/imagenette_forward \
+        --baselines runs/baselines_imagenette --out=runs/comparison_imagenette
+
+Takes finished work alone and runs no method: workdirs of `hume_jax.main`, with several `seeds`,
+and folders of `baselines.py`. The first workdir is what the others are compared with. A method
+stands there twice: by its single starts, and by the vote of its better half by its own label-free
+score. HUME's vote is that of its run.
+
+The difference in ACC to the first row has a 95 % interval of a paired bootstrap: test rows are
+drawn with replacement, the same for both methods, and seeds (or starts) of each of the two by
+itself. Which found class stands for which given one stays as it is on all rows.
+
+Writes OUT/table.md, table.csv, table.json and table.png.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import baselines
+import figures
+import numpy as np
+import pairs
+from scipy.optimize import linear_sum_assignment
+
+from hume_jax.baselines.methods import METHODS
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+
+RESAMPLES = 2000
+_SECONDS = ("compile", "search", "score")
+HEAD = (
+    "method", "spaces", "what", "test ACC", "test ARI", "test NMI", "ACC, first row minus this",
+    "95 %", "seconds",
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """What is known of a method."""
+
+    method: str
+    spaces: str
+    what: str  # e.g. '5 single starts' or 'votes of 64 tasks, 5 seeds'
+    labels: np.ndarray  # (G, n) of the test rows, of each seed or start
+    seconds: float  # of one seed, or of all starts together
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument("--hume", type=pathlib.Path, nargs="+", required=True, help="workdirs")
+    parser.add_argument("--baselines", type=pathlib.Path, nargs="*", default=[], help="folders")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
+    return parser.parse_args(arguments)
+
+
+def of_hume(workdir: pathlib.Path) -> Row:
+    """The votes of a finished run.
+
+    Raises:
+      UserError: it is not finished, or has no test rows.
+    """
+    folders = sorted(path.parent for path in workdir.glob("seed_*/results.json")) or [workdir]
+    found = [figures.read_json(folder / "results.json") for folder in folders]
+    config = figures.read_json(workdir / "config.json")
+    if not (config and all(found)):
+        raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
+    data = config["data"]["train"]
+    names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
+    both = config["search"].get("spaces", "given") == "both"
+    return Row(
+        "HUME",
+        " and ".join(names) if both else " → ".join(names),
+        f"votes of {len(found[0]['tasks'])} tasks, {len(found)} seeds",
+        np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
+        float(np.mean([sum(each["seconds"][part] for part in _SECONDS) for each in found])),
+    )
+
+
+def _paths(value: str | list[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _test_labels(path: pathlib.Path) -> np.ndarray:
+    with path.open(encoding="utf-8") as file:
+        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == "test"]
+    if not labels:
+        raise UserError(f"{path} has no test rows: the run was given none")
+    return np.array(labels)
+
+
+def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
+    """The methods of a folder: their single starts, and their votes.
+
+    Raises:
+      UserError: it holds no result.
+    """
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise UserError(f"{folder} has no results of baselines.py")
+    rows = []
+    # In the order of the methods, not of their file names.
+    order = list(METHODS)
+    for path in sorted(paths, key=lambda p: order.index(p.stem.rpartition("-")[0])):
+        name, _, spaces = path.stem.rpartition("-")
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        method, where, tasks = METHODS[name].title, _space_names(pair, spaces), arrays["test"]
+        seconds = float(arrays["seconds"].sum())
+        rows.append(Row(method, where, f"{len(tasks)} single starts", tasks, seconds))
+        if not METHODS[name].supervised and len(tasks) > 1:
+            vote = baselines.vote_by_score(arrays, pair.n_classes)[None]
+            rows.append(Row(method, where, f"vote of {len(tasks)} starts", vote, seconds))
+    return rows
+
+
+def _space_names(pair: pairs.Pair, spaces: str) -> str:
+    phi1, phi2 = pair.names
+    return {"phi1": phi1, "joined": f"{phi1}+{phi2}"}.get(spaces, f"{phi1} and {phi2}")
+
+
+def correct(row: Row, true: np.ndarray) -> np.ndarray:
+    """Which test rows each labelling gets right, by the best matching: (G, n) bool."""
+    if row.labels.shape[1] != len(true):
+        raise UserError(
+            f"{row.method}, {row.what}: {row.labels.shape[1]} test rows, the config has "
+            f"{len(true)}: all results must be of one dataset"
+        )
+    return np.stack([_right(labels, true) for labels in row.labels])
+
+
+def _right(labels: np.ndarray, true: np.ndarray) -> np.ndarray:
+    found, numbers = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(found), true.max() + 1), np.int64)
+    np.add.at(counts, (numbers, true), 1)
+    partner = np.full(len(found), -1)
+    classes, partners = linear_sum_assignment(counts, maximize=True)
+    partner[classes] = partners
+    return partner[numbers] == true
+
+
+def difference(
+    ours: np.ndarray, theirs: np.ndarray, seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Mean difference in ACC and its 95 % interval, by a paired bootstrap.
+
+    Args:
+      ours: (G, n) bool.
+      theirs: (H, n) bool, of the same rows.
+      seed: of the draws.
+      resamples: how many.
+    """
+    rng = np.random.default_rng(seed)
+    n = ours.shape[1]
+    drawn = []
+    for _ in range(resamples):
+        # How often each row is drawn stands for the rows themselves.
+        weight = np.bincount(rng.integers(n, size=n), minlength=n) / n
+        means = [
+            (part[rng.integers(len(part), size=len(part))].mean(axis=0) * weight).sum()
+            for part in (ours, theirs)
+        ]
+        drawn.append(means[0] - means[1])
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(ours.mean() - theirs.mean()), float(low), float(high)
+
+
+def judge(rows: Sequence[Row], true: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Scores of every row, and its difference to the first."""
+    right = [correct(row, true) for row in rows]
+    found: list[dict[str, Any]] = []
+    for row, own in zip(rows, right, strict=True):
+        scores = [metrics.score(labels, true) for labels in row.labels]
+        entry = {**row._asdict(), **{s: [each[s] for each in scores] for s in baselines.SCORES}}
+        del entry["labels"]
+        if found:
+            entry["difference"] = difference(right[0], own, seed)
+        found.append(entry)
+    return found
+
+
+def line(entry: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    mean, low, high = entry.get("difference", (0, 0, 0))
+    known = "difference" in entry
+    return [
+        entry["method"],
+        entry["spaces"],
+        entry["what"],
+        *(figures.spread(entry[score], 4) for score in baselines.SCORES),
+        f"{mean:+.4f}" if known else "-",
+        f"{low:+.4f} to {high:+.4f}" if known else "-",
+        f"{entry['seconds']:.0f}",
+    ]
+
+
+def closed(found: Sequence[dict[str, Any]]) -> str:
+    """How much of the way from the best k-means row to the supervised probe the first row goes."""
+    floors = [f for f in found if "k-means" in f["method"]]
+    ceilings = [f for f in found if f["method"] == METHODS["probe"].title]
+    if not (floors and ceilings):
+        return ""
+    floor, ceiling = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
+    share = (np.mean(found[0]["acc"]) - floor) / (ceiling - floor)
+    return (
+        f"The first row closes {share:.1%} of the gap between the best k-means row ({floor:.4f}) "
+        f"and the best probe ({ceiling:.4f})."
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads what there is, then writes and prints the table."""
+    options = parse_arguments(arguments)
+    pair = pairs.load(figures.load_config(options.config, options.fields))
+    rows = [of_hume(workdir) for workdir in options.hume]
+    rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
+    found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)
+    share = closed(found)
+    figures.write_json(options.out / "table.json", {"rows": found, "closed": share})
+    figures.draw_methods(
+        options.out / "table.png",
+        [(f"{f['method']}, {f['what']}", f["acc"], float(np.mean(f["acc"]))) for f in found],
+        "ACC on test rows",
+    )
+    print(figures.write_table(options.out, HEAD, [line(entry) for entry in found]))
+    if share:
+        print(f"\n{share}")
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

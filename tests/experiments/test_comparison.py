@@ -1,0 +1,120 @@
+"""HUME beside the baselines: what is read of finished work, and the intervals."""
+
+import json
+import pathlib
+
+import comparison
+import numpy as np
+import pytest
+
+from hume_jax.errors import UserError
+
+K, N = 3, 60
+
+
+def test_the_interval_covers_the_difference_of_means() -> None:
+    """Against the normal approximation for one labelling each, where there is one."""
+    rng = np.random.default_rng(0)
+    n = 4000
+    ours, theirs = rng.random((1, n)) < 0.9, rng.random((1, n)) < 0.8
+    mean, low, high = comparison.difference(ours, theirs, seed=0)
+    assert mean == pytest.approx(ours.mean() - theirs.mean())
+    apart = ours[0].astype(float) - theirs[0]
+    half = 1.96 * apart.std() / n**0.5
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+
+
+def test_rows_are_paired_and_seeds_are_drawn() -> None:
+    right = np.random.default_rng(0).random((1, 500)) < 0.7
+    # The same labelling: no difference on any draw of rows.
+    assert comparison.difference(right, right, seed=0) == (0, 0, 0)
+    # Seeds that differ are a spread of their own, even where every row is drawn alike.
+    seeds = np.stack([np.zeros(500, bool), np.ones(500, bool)])
+    mean, low, high = comparison.difference(seeds, np.ones((1, 500), bool), seed=0)
+    assert (mean, low, high) == pytest.approx((-0.5, -1, 0))
+
+
+def test_classes_without_a_partner_are_wrong() -> None:
+    row = comparison.Row("m", "s", "w", np.array([[5, 5, 2, 2, 9, 9], [0, 0, 0, 0, 0, 0]]), 0)
+    true = np.array([0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(
+        comparison.correct(row, true), [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
+    )
+    with pytest.raises(UserError, match="6 test rows, the config has 5"):
+        comparison.correct(row, true[:5])
+
+
+@pytest.fixture
+def finished(arrays: list[str], tmp_path: pathlib.Path) -> pathlib.Path:
+    """Folders as `main` and `baselines.py` leave them, with labels that are partly wrong."""
+    path = next(f for f in arrays if "test.labels" in f).partition("=")[2]
+    true = np.unique(np.load(path), return_inverse=True)[1]
+    run = tmp_path / "run"
+    for seed in (0, 1):
+        folder = run / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        found = (true + seed) % K
+        found[: 3 * seed] = (found[: 3 * seed] + 1) % K
+        lines = ["index,split,label", "0,train,0"]
+        lines += [f"{i},test,{label}" for i, label in enumerate(found)]
+        (folder / "labels.csv").write_text("\n".join(lines))
+        summary = {
+            "tasks": [{}] * 4,
+            "seconds": {"compile": 0.5, "search": 1.0 + seed, "score": 0.5},
+        }
+        (folder / "results.json").write_text(json.dumps(summary))
+    data = {"train": {"phi1": "x/a_train.npy", "phi2": ["b_train.npy", "c.npy"]}}
+    config = {"data": data, "search": {"spaces": "given"}}
+    (run / "config.json").write_text(json.dumps(config))
+    other = tmp_path / "baselines"
+    other.mkdir()
+    rng = np.random.default_rng(0)
+    for name, wrong in (("probe-phi1", 0), ("kmeans-phi1", 20), ("turtle-both", 10)):
+        test = np.tile(true, (3, 1))
+        for task in test:
+            rows = rng.choice(len(true), wrong, replace=False)
+            task[rows] = (task[rows] + 1) % K
+        np.savez(
+            other / f"{name}.npz",
+            train=test, test=test, score=np.arange(3.0), seconds=np.array([0, 1.0, 2.0]),
+        )  # fmt: skip
+    return tmp_path
+
+
+def command(folder: pathlib.Path, arrays: list[str], *more: str) -> list[str]:
+    asked = [f"--hume={folder / 'run'}", f"--baselines={folder / 'baselines'}"]
+    return ["--config=configs/arrays.py", f"--out={folder / 'out'}", *asked, *more, "--", *arrays]
+
+
+def test_a_table_of_everything(
+    finished: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison.main(command(finished, arrays))
+    printed = capsys.readouterr().out
+    kept = json.loads((finished / "out" / "table.json").read_text())
+    rows = {(row["method"], row["what"]): row for row in kept["rows"]}
+    hume = rows["HUME", "votes of 4 tasks, 2 seeds"]
+    assert hume["acc"] == [1, 0.95]
+    assert hume["spaces"] == "a → b+c"
+    assert hume["seconds"] == 2.5
+    kmeans = rows["k-means", "3 single starts"]
+    assert kmeans["acc"] == pytest.approx([2 / 3] * 3)
+    assert kmeans["seconds"] == 3
+    assert kmeans["difference"][0] == pytest.approx(0.975 - 2 / 3)
+    assert kmeans["difference"][1] > 0.1
+    assert ("TURTLE, cold start", "vote of 3 starts") in rows
+    # The probe is no vote, and the first row is compared with nothing.
+    assert sum(method == "supervised linear probe" for method, _ in rows) == 1
+    assert "difference" not in hume
+    floor = max(np.mean(row["acc"]) for (name, _), row in rows.items() if name == "k-means")
+    assert f"closes {(0.975 - floor) / (1 - floor):.1%} of the gap" in printed
+    assert (finished / "out" / "table.md").read_text().strip() in printed
+    assert (finished / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_finished_is_named(finished: pathlib.Path, arrays: list[str]) -> None:
+    with pytest.raises(UserError, match="has no results of baselines.py"):
+        comparison.main(command(finished, arrays, f"--baselines={finished / 'run'}"))
+    (finished / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match="has no results.json"):
+        comparison.main(command(finished, arrays))
