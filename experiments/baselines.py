@@ -274,7 +274,7 @@ def main(arguments: Sequence[str]) -> None:
             )
             for f in found
         ],
-        "ACC on test rows",
+        "ACC on test rows; dots: single starts, bar: their vote",
     )
     print(figures.write_table(options.out, HEAD, [row(each) for each in found]))
 

@@ -227,8 +227,11 @@ def main(arguments: Sequence[str]) -> None:
     figures.write_json(options.out / "table.json", {"rows": found, "closed": share})
     figures.draw_methods(
         options.out / "table.png",
-        [(f"{f['method']}, {f['what']}", f["acc"], float(np.mean(f["acc"]))) for f in found],
-        "ACC on test rows",
+        [
+            (f"{f['method']}, {f['spaces']}: {f['what']}", f["acc"], float(np.mean(f["acc"])))
+            for f in found
+        ],
+        "ACC on test rows; dots: seeds or starts, bar: their mean",
     )
     print(figures.write_table(options.out, HEAD, [line(entry) for entry in found]))
     if share:

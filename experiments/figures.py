@@ -138,14 +138,15 @@ def draw_methods(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(found)), layout="constrained")
+    width = 5 + 0.08 * max(len(name) for name, _, _ in found)
+    figure = Figure(figsize=(width, 0.9 + 0.3 * len(found)), layout="constrained")
     axes = figure.subplots()
     for y, (_, values, chosen) in enumerate(found):
         axes.plot(values, [y] * len(values), "o", color="#2f6690", alpha=0.5, markersize=5)
         axes.plot([chosen], [y], "|", color="#d1611c", markersize=14, markeredgewidth=2.5)
     axes.set_yticks(range(len(found)), [name for name, _, _ in found])
     axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel(f"{label}; dots: single starts, bar: their vote")
+    axes.set_xlabel(label)
     axes.grid(axis="x", color="#d8dee4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     canvas = FigureCanvasAgg(figure)

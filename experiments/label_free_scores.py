@@ -151,6 +151,12 @@ def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
     return results.describe(entry, kind).partition(" ")[2] if entry else "-"
 
 
+def _name(folder: pathlib.Path) -> str:
+    """A run's name; seeds of one run are told apart from those of another."""
+    of_seed = folder.name.startswith("seed_")
+    return f"{folder.parent.name}, {folder.name}" if of_seed else folder.name
+
+
 def verdict(runs: dict[str, dict[str, Any]]) -> str:
     """Says of each run whether the objective ranks tasks well enough."""
     lines = []
@@ -172,7 +178,7 @@ def verdict(runs: dict[str, dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Reads the runs, prints and writes the figures."""
     options = parse_arguments(arguments)
-    runs = {folder.resolve().name: read_run(folder, options.split) for folder in options.runs}
+    runs = {_name(folder.resolve()): read_run(folder, options.split) for folder in options.runs}
     if len(runs) < len(options.runs):
         raise UserError("two of the runs have the same name; rename a folder")
     figures.write_json(options.out, runs)

@@ -25,7 +25,9 @@ class Model(NamedTuple):
     """What is needed to label new rows."""
 
     theta: np.ndarray  # (M, d1, K) float32, members of the ensemble with common class numbers
-    statistics: tuple[Statistics, ...]  # of each phi1 file, from the searched rows
+    # Of each file that the encoders read, from the searched rows: those of phi1, then those of phi2
+    # if the search saw both (`search.spaces`).
+    statistics: tuple[Statistics, ...]
     kind: Kind  # how phi1 is normalised: 'rows' or 'stored'
     # Of a soft vote: (M, K, K) float32 shares of the vote of each member's class, and (K,) float64
     # weights of the classes. None: the majority.
@@ -44,7 +46,7 @@ def encode(
 
     Args:
       theta: (S, d1, K) float32.
-      arrays: phi1 as stored, one (n, d_j) array for each file.
+      arrays: as stored, one (n, d_j) array for each file that the encoders read.
       statistics: of each file.
       kind: see `Model`.
       done: called with the number of rows of each block.
@@ -81,7 +83,7 @@ def predict(
 
     Args:
       model: of a finished run.
-      arrays: phi1 as stored, one (n, d_j) array for each file.
+      arrays: as stored, one (n, d_j) array for each file, in the order of `Model.statistics`.
       done: called with the number of rows of each block.
     """
     tasks = encode(model.theta, arrays, model.statistics, model.kind, done)
