@@ -16,8 +16,8 @@ saw, a fourth of all:
 The test rows of the dataset take no part in either.
 """
 
-import functools
 import itertools
+import operator
 from typing import Any
 
 from ml_collections import config_dict
@@ -35,7 +35,7 @@ def _grid(field: str, *values: Any) -> Settings:
 
 
 # What the defaults were, and the changes that made them what they are, one upon the other.
-_BEFORE = {
+_BEFORE: dict[str, Any] = {
     "search.learning_rate": 0.03,
     "encoder.start": "random",
     "ensemble.select": "agreement",
@@ -53,13 +53,6 @@ _CHANGES: Settings = [
 ]
 
 
-def _one_upon_the_other() -> Settings:
-    return [
-        functools.reduce(lambda a, b: a | b, _CHANGES[:i], _BEFORE)
-        for i in range(len(_CHANGES) + 1)
-    ]
-
-
 FACTORS: dict[str, Settings] = {
     "default": [{}],
     "rate": _grid("search.learning_rate", 0.01, 0.03, 0.3),
@@ -72,7 +65,7 @@ FACTORS: dict[str, Settings] = {
         if (vote, select) != ("soft", "all")
     ],
     # Those of docs/RESULTS.md.
-    "changes": _one_upon_the_other(),
+    "changes": list(itertools.accumulate(_CHANGES, operator.or_, initial=_BEFORE)),
     "spaces": [{"search.spaces": "given", "variant": "phi1=lite2"}, {"search.spaces": "given"}],
     "adjoint": [
         {"inner.adjoint": "first_order"},
@@ -112,7 +105,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
 
 def sweep(arg: str = "all") -> Settings:
-    factor = next(iter(name for name in arg.split(",") if name != "held_out"), "all")
+    factor = next((name for name in arg.split(",") if name != "held_out"), "all")
     if factor != "all" and factor not in FACTORS:
         raise UserError(f"no factor is called {factor!r}, there are: all, {', '.join(FACTORS)}")
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]

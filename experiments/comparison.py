@@ -27,7 +27,6 @@ import baselines
 import figures
 import numpy as np
 import pairs
-from scipy.optimize import linear_sum_assignment
 
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
@@ -138,13 +137,10 @@ def correct(row: Row, true: np.ndarray) -> np.ndarray:
 
 
 def _right(labels: np.ndarray, true: np.ndarray) -> np.ndarray:
-    found, numbers = np.unique(labels, return_inverse=True)
-    counts = np.zeros((len(found), true.max() + 1), np.int64)
-    np.add.at(counts, (numbers, true), 1)
-    partner = np.full(len(found), -1)
-    classes, partners = linear_sum_assignment(counts, maximize=True)
-    partner[classes] = partners
-    return partner[numbers] == true
+    found = metrics.confusion_matrix(labels, true)
+    # -1 where a true class has no partner, which no label is.
+    right: np.ndarray = found.predicted[np.searchsorted(found.classes, true)] == labels
+    return right
 
 
 def difference(

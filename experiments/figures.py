@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -24,6 +24,9 @@ from hume_jax.report import results
 from hume_jax.representations import store
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.scaling import Kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The scripts run in the folder of the checkout, as their docstrings show.
 IMAGENETTE = "experiments/datasets/imagenette.py"
@@ -135,7 +138,6 @@ def draw_methods(
       found: name, values of the starts and the value of the vote or choice, of each method.
       label: of the axis.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     width = 5 + 0.08 * max(len(name) for name, _, _ in found)
@@ -149,9 +151,15 @@ def draw_methods(
     axes.set_xlabel(label)
     axes.grid(axis="x", color="#d8dee4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
+    write_png(path, figure)
+
+
+def write_png(path: pathlib.Path, figure: "Figure") -> None:
+    """Writes a figure whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with atomic_write(path) as file:
-        canvas.print_png(file, pil_kwargs={"compress_level": 9})
+        FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
 
 
 def write_table(

@@ -27,12 +27,10 @@ from typing import Any
 
 import figures
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
-from hume_jax.files import atomic_write
 from hume_jax.report import results
 
 # Where ACC spreads more than this, the objective's correlation with it should be at most -0.7.
@@ -143,8 +141,7 @@ def draw(path: pathlib.Path, runs: dict[str, dict[str, Any]]) -> None:
             if entry:
                 axes.set_title(results.describe(entry, "pearson"), fontsize=9)
         panels[0].set_ylabel(f"{run}\nACC on {found['split']} rows")
-    with atomic_write(path) as file:
-        FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
+    figures.write_png(path, figure)
 
 
 def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
