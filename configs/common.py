@@ -193,12 +193,14 @@ def _presets() -> config_dict.ConfigDict:
     # Centre phi1 with the mean of the searched rows and scale each row to unit norm; the reference
     # takes phi1 as stored.
     fast.encoder.normalise, paper.encoder.normalise = True, False
-    # Temperature T of the labels, sparsemax(theta^T phi1 / T).
+    # Soft labels of a task, 'sparsemax' or 'softmax' of theta^T phi1 / T.
+    fast.encoder.labels, paper.encoder.labels = "sparsemax", "sparsemax"
+    # Their temperature T.
     fast.encoder.temperature, paper.encoder.temperature = 0.2, 0.1
 
-    # Start of theta: 'random', any orthonormal matrix, or 'rows' of phi1 that are far from each
-    # other (k-means++), made orthonormal.
-    fast.encoder.start, paper.encoder.start = "rows", "random"
+    # Start of theta: 'random', any orthonormal matrix; 'rows' of phi1 that are far from each other
+    # (k-means++), made orthonormal; 'clusters', what spherical k-means makes of such rows.
+    fast.encoder.start, paper.encoder.start = "clusters", "random"
 
     # 'given': the task encoder is linear in phi1, the inner fit in phi2. 'both': the task encoder
     # is linear in all files of both, joined, and each of them has an inner fit, the objective is

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     paper.inner.steps = 10
     # The figures in tests/golden/testing.json are of these values, wherever the preset's go.
     fast.encoder.start = "random"
+    fast.encoder.labels = "sparsemax"
     fast.encoder.temperature = 0.2
     fast.search.spaces = "given"
     fast.search.train_fraction = 0.5

@@ -2,12 +2,15 @@
 
     python experiments/comparison.py --config=experiments/datasets/imagenette.py \
         --hume runs/hume/imagenette runs/hume/imagenette_forward \
-        --baselines runs/baselines_imagenette --out=runs/comparison_imagenette
+        --baselines runs/baselines_imagenette --keep=docs/labels/imagenette \
+        --out=runs/comparison_imagenette
 
-Takes finished work alone and runs no method: workdirs of `hume_jax.main`, with several `seeds`,
-and folders of `baselines.py`. The first workdir is what the others are compared with. A method
-stands there twice: by its single starts, and by the vote of its better half by its own label-free
-score. HUME's vote is that of its run.
+Takes finished work alone and runs no method: workdirs of `hume_jax.main`, of one seed or several,
+and folders of `baselines.py`; without them, what `--keep` holds. With it the labels of the test
+rows are kept in that folder, and rows kept earlier stand in the table too. The first row, HUME in
+both spaces where it is there, is what the others are compared with. A method stands there twice:
+by its single starts, and by the vote of its better half by its own label-free score. HUME's vote
+is that of its run.
 
 The difference in ACC to the first row has a 95 % interval of a paired bootstrap: test rows are
 drawn with replacement, the same for both methods, and seeds (or starts) of each of the two by
@@ -18,15 +21,18 @@ Writes OUT/table.md, table.csv, table.json and table.png.
 
 import argparse
 import csv
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import baselines
 import figures
+import kept as kept_labels
 import numpy as np
 import pairs
+from kept import Row
 
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
@@ -40,22 +46,13 @@ HEAD = (
 )  # fmt: skip
 
 
-class Row(NamedTuple):
-    """What is known of a method."""
-
-    method: str
-    spaces: str
-    what: str  # e.g. '5 single starts' or 'votes of 64 tasks, 5 seeds'
-    labels: np.ndarray  # (G, n) of the test rows, of each seed or start
-    seconds: float  # of one seed, or of all starts together
-
-
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     figures.add_config(parser, figures.IMAGENETTE)
-    parser.add_argument("--hume", type=pathlib.Path, nargs="+", required=True, help="workdirs")
+    parser.add_argument("--hume", type=pathlib.Path, nargs="*", default=[], help="workdirs")
     parser.add_argument("--baselines", type=pathlib.Path, nargs="*", default=[], help="folders")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder of the labels that are kept")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
     return parser.parse_args(arguments)
@@ -67,20 +64,28 @@ def of_hume(workdir: pathlib.Path) -> Row:
     Raises:
       UserError: it is not finished, or has no test rows.
     """
-    folders = sorted(path.parent for path in workdir.glob("seed_*/results.json")) or [workdir]
-    found = [figures.read_json(folder / "results.json") for folder in folders]
     config = figures.read_json(workdir / "config.json")
-    if not (config and all(found)):
+    single = (workdir / "results.json").exists()
+    folders = [workdir] if single else sorted(p.parent for p in workdir.glob("seed_*/results.json"))
+    if not (config and folders) or (not single and len(folders) < len(config["seeds"])):
         raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
+    found = [figures.read_json(folder / "results.json") for folder in folders]
     data = config["data"]["train"]
     names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
     both = config["search"].get("spaces", "given") == "both"
+    if both:
+        # The same search in either order.
+        names.sort()
+    seeds = [config["seed"]] if single else [int(f.name.removeprefix("seed_")) for f in folders]
+    kept = {part: config.get(part) for part in ("encoder", "search", "inner", "ensemble")}
     return Row(
-        "HUME",
+        kept_labels.HUME,
         " and ".join(names) if both else " → ".join(names),
-        f"votes of {len(found[0]['tasks'])} tasks, {len(found)} seeds",
+        f"votes of {len(found[0]['tasks'])} tasks",
+        tuple(f"seed {seed}" for seed in seeds),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
-        float(np.mean([sum(each["seconds"][part] for part in _SECONDS) for each in found])),
+        tuple(float(sum(each["seconds"][part] for part in _SECONDS)) for each in found),
+        json.dumps(kept, sort_keys=True),
     )
 
 
@@ -112,13 +117,30 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         name, _, spaces = path.stem.rpartition("-")
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        method, where, tasks = METHODS[name].title, _space_names(pair, spaces), arrays["test"]
-        seconds = float(arrays["seconds"].sum())
-        rows.append(Row(method, where, f"{len(tasks)} single starts", tasks, seconds))
-        if not METHODS[name].supervised and len(tasks) > 1:
+        row = Row(
+            METHODS[name].title,
+            _space_names(pair, spaces),
+            _single(name, arrays, pair.n_classes),
+            tuple(f"start {task}" for task in range(len(arrays["test"]))),
+            arrays["test"],
+            (float(arrays["seconds"].sum()),),
+            str(arrays["settings"]),
+        )
+        rows.append(row)
+        if not METHODS[name].supervised and len(row.labels) > 1:
             vote = baselines.vote_by_score(arrays, pair.n_classes)[None]
-            rows.append(Row(method, where, f"vote of {len(tasks)} starts", vote, seconds))
+            what = row.what.replace(f"{len(row.labels)} single", f"vote of {len(row.labels)}")
+            rows.append(row._replace(what=what, names=("vote",), labels=vote))
     return rows
+
+
+def _single(name: str, arrays: dict[str, Any], n_classes: int) -> str:
+    """How many starts, and how many steps where it was told to take fewer or more."""
+    asked = json.loads(str(arrays["settings"]))["settings"]
+    default = METHODS[name].settings(n_classes)
+    length = default._replace(**{**asked, "n_classes": n_classes}).length  # type: ignore[attr-defined]
+    steps = "" if length == default.length else f", {length} of {default.length} steps"
+    return f"{len(arrays['test'])} single starts{steps}"
 
 
 def _space_names(pair: pairs.Pair, spaces: str) -> str:
@@ -176,7 +198,10 @@ def judge(rows: Sequence[Row], true: np.ndarray, seed: int) -> list[dict[str, An
     for row, own in zip(rows, right, strict=True):
         scores = [metrics.score(labels, true) for labels in row.labels]
         entry = {**row._asdict(), **{s: [each[s] for each in scores] for s in baselines.SCORES}}
-        del entry["labels"]
+        del entry["labels"], entry["made_with"]
+        if row.method == kept_labels.HUME:
+            seeds = len(row.names)
+            entry["what"] += f", {seeds} seeds" if seeds > 1 else f", {row.names[0]}"
         if found:
             entry["difference"] = difference(right[0], own, seed)
         found.append(entry)
@@ -194,7 +219,7 @@ def line(entry: dict[str, Any]) -> list[str]:
         *(figures.spread(entry[score], 4) for score in baselines.SCORES),
         f"{mean:+.4f}" if known else "-",
         f"{low:+.4f} to {high:+.4f}" if known else "-",
-        f"{entry['seconds']:.0f}",
+        f"{np.mean(entry['seconds']):.0f}",
     ]
 
 
@@ -212,12 +237,25 @@ def closed(found: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _place(row: Row) -> tuple[Any, ...]:
+    """HUME first, then the methods as `hume_jax.baselines.methods` lists them."""
+    titles = [entry.title for entry in METHODS.values()]
+    place = titles.index(row.method) if row.method in titles else -1
+    return place, row.method == kept_labels.HUME and " → " in row.spaces, row.spaces, row.what
+
+
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
     pair = pairs.load(figures.load_config(options.config, options.fields))
     rows = [of_hume(workdir) for workdir in options.hume]
     rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
+    if options.keep:
+        for row in rows:
+            kept_labels.write(options.keep, row)
+        rows = sorted(kept_labels.read(options.keep), key=_place)
+    if not rows:
+        raise UserError("nothing to compare: give --hume, --baselines or --keep")
     found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)
     share = closed(found)
     figures.write_json(options.out / "table.json", {"rows": found, "closed": share})

@@ -122,7 +122,7 @@ def converged_gradients(
 
     def solve(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
         theta = task_encoder.orthonormalise(theta)
-        y = task_encoder.labels(theta, subset.phi1_train, temperature)
+        y = task_encoder.labels(theta, subset.phi1_train, temperature, settings.labels)
         return tuple(
             inner_fit.minimise(
                 start,

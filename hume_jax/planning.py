@@ -190,6 +190,7 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
         anneal_steps=tuple(config.search.anneal_steps),
         anneal_learning_rate=config.search.anneal_learning_rate,
         anneal_temperature=config.search.anneal_temperature,
+        labels=config.encoder.labels,
         encoder_start=config.encoder.start,
         start=inner.start,
         inner=InnerFit(

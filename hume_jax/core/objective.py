@@ -45,6 +45,7 @@ def objective(
     entropy_weight: float,
     settings: InnerFit,
     probe: Array | float = 0.0,
+    labels: str = "sparsemax",
 ) -> tuple[Array, Terms]:
     """Eq. 7 for one task encoder on one split.
 
@@ -62,12 +63,13 @@ def objective(
       entropy_weight: eta.
       settings: of the inner fit.
       probe: see `inner_fit.fit`.
+      labels: the kind of `task_encoder.labels`.
 
     Returns:
       The scalar objective and its `Terms`.
     """
-    y_train = task_encoder.labels(theta, subset.phi1_train, temperature)
-    y_test = task_encoder.labels(theta, subset.phi1_test, temperature)
+    y_train = task_encoder.labels(theta, subset.phi1_train, temperature, labels)
+    y_test = task_encoder.labels(theta, subset.phi1_test, temperature, labels)
     heldout, residuals, solutions = [], [], []
     for space, start in zip(subset.spaces, starts, strict=True):
         w, residual = inner_fit.fit(

@@ -21,6 +21,8 @@ from hume_jax.core.subsets import Rows as Rows
 from hume_jax.core.subsets import deal as deal
 from hume_jax.core.subsets import make_data as make_data
 
+# Steps of spherical k-means on the first split, of encoders that begin at clusters.
+_LLOYD_STEPS = 30
 # Steps of the fit that a warm start begins with, from zero.
 _FIRST_STEPS = 60
 
@@ -39,7 +41,8 @@ class Search(NamedTuple):
     anneal_steps: tuple[int, ...] = (120, 160)
     anneal_learning_rate: float = 0.1  # factor at each anneal step
     anneal_temperature: float = 0.1  # factor at each anneal step
-    encoder_start: str = "random"  # of theta: 'random' | 'rows'
+    labels: str = "sparsemax"  # of the task encoder: 'sparsemax' | 'softmax'
+    encoder_start: str = "random"  # of theta: 'random' | 'rows' | 'clusters'
     start: str = "warm"  # of the inner fit: 'warm' | 'cold' | 'fixed' | 'random'
     inner: InnerFit = InnerFit()
 
@@ -136,7 +139,7 @@ def first_settings(settings: Search) -> Search:
 
 def begins_from_rows(settings: Search) -> bool:
     """Whether the start depends on rows: those of the first split of the first step."""
-    return settings.start == "warm" or settings.encoder_start == "rows"
+    return settings.start == "warm" or settings.encoder_start != "random"
 
 
 def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> State:
@@ -150,13 +153,13 @@ def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> 
       subset: the first split of the first step.
       settings: `first_settings` of the search; the split was made with them.
     """
-    if settings.encoder_start == "rows":
+    if settings.encoder_start != "random":
         state = state._replace(theta=_encoders_at_rows(state.task, seed, subset, settings))
     if settings.start != "warm":
         return state
 
     def one(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
-        y = task_encoder.labels(theta, subset.phi1_train, settings.temperature)
+        y = task_encoder.labels(theta, subset.phi1_train, settings.temperature, settings.labels)
         return tuple(
             inner_fit.minimise(
                 start, space.train, y, space.penalty, space.step, steps=settings.inner.steps
@@ -173,7 +176,8 @@ def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings:
 
     def one(task: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 1)
-        return task_encoder.init_from_rows(key, rows, settings.n_classes)
+        steps = _LLOYD_STEPS if settings.encoder_start == "clusters" else 0
+        return task_encoder.init_from_rows(key, rows, settings.n_classes, steps)
 
     return jax.vmap(one)(tasks)
 
@@ -406,7 +410,7 @@ def _hypergradient(
 
     def value(theta: Array, probe: Array) -> tuple:
         return objective(
-            task_encoder.orthonormalise(theta),
+            theta,
             starts,
             subset,
             temperature,
@@ -414,12 +418,14 @@ def _hypergradient(
             settings.entropy_weight,
             settings.inner,
             probe,
+            settings.labels,
         )
 
     probe = jnp.zeros((), theta.dtype)
     (total, terms), (gradient, residual) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
         theta, probe
     )
+    gradient = task_encoder.tangent(theta, gradient)
     # One cotangent for all second spaces: it holds the sum over them.
     adjoint = jnp.abs(residual) / len(subset.spaces)
     report = (total, terms.heldout_ce, terms.entropy, terms.inner_residual, adjoint)

@@ -1,4 +1,4 @@
-"""Task encoder (Eq. 3): linear in the first representation, with sparsemax labels."""
+"""Task encoder (Eq. 3): linear in the first representation, with sparsemax or softmax labels."""
 
 import jax
 import jax.numpy as jnp
@@ -25,27 +25,40 @@ def init(key: Array, dim: int, n_classes: int, dtype: jnp.dtype = jnp.float32) -
     return orthonormalise(jax.random.normal(key, (dim, n_classes), dtype))
 
 
-def init_from_rows(key: Array, phi1: Array, n_classes: int) -> Array:
-    """A task encoder whose classes begin at rows far from each other.
+def init_from_rows(key: Array, phi1: Array, n_classes: int, lloyd_steps: int = 0) -> Array:
+    """A task encoder whose classes begin at rows far from each other, or at clusters around them.
 
-    The rows are those that k-means++ draws (Arthur & Vassilvitskii, SODA 2007); the nearest
-    orthonormal matrix takes their place. A little of a random one keeps the columns independent
+    The rows are those that k-means++ draws (Arthur & Vassilvitskii, SODA 2007), the clusters what
+    spherical k-means makes of them (Dhillon & Modha, Machine Learning 2001). The nearest
+    orthonormal matrix takes their place; a little of a random one keeps the columns independent
     where rows are not.
 
     Args:
       key: PRNG key.
       phi1: ``(n, d1)`` rows of the first representation.
       n_classes: number of classes K, at most d1.
+      lloyd_steps: steps of spherical k-means; 0: the rows themselves.
 
     Returns:
       ``(d1, K)`` matrix with orthonormal columns.
     """
     rows_key, noise_key = jax.random.split(key)
-    drawn = phi1[spread_rows(rows_key, phi1, n_classes)]
-    norms = jnp.linalg.norm(drawn, axis=1, keepdims=True)
-    drawn = drawn / jnp.where(norms > 0, norms, 1)
+    drawn = _unit(phi1[spread_rows(rows_key, phi1, n_classes)])
+    drawn = jax.lax.fori_loop(0, lloyd_steps, lambda _, centres: _lloyd(centres, phi1), drawn)
     noise = init(noise_key, phi1.shape[1], n_classes, phi1.dtype)
     return orthonormalise(drawn.T + _NOISE * noise)
+
+
+def _lloyd(centres: Array, x: Array) -> Array:
+    """``(K, d)`` centres after a step of spherical k-means; one without rows stays where it is."""
+    own = jax.nn.one_hot(jnp.argmax(x @ centres.T, axis=1), len(centres), dtype=x.dtype)
+    total = own.T @ x
+    return jnp.where(jnp.any(total != 0, axis=1, keepdims=True), _unit(total), centres)
+
+
+def _unit(rows: Array) -> Array:
+    norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(norms > 0, norms, 1)
 
 
 def spread_rows(key: Array, x: Array, count: int) -> Array:
@@ -77,18 +90,22 @@ def spread_rows(key: Array, x: Array, count: int) -> Array:
     return jax.lax.scan(one, first, jax.random.split(key, count))[1]
 
 
-def labels(theta: Array, phi1: Array, temperature: Array | float) -> Array:
+def labels(theta: Array, phi1: Array, temperature: Array | float, kind: str = "sparsemax") -> Array:
     """Soft labels ``sparsemax(theta^T phi1(x) / T)`` of Eq. 3.
 
     Args:
       theta: ``(d1, K)`` matrix with orthonormal columns.
       phi1: ``(n, d1)`` rows of the first representation, of unit norm.
       temperature: T, above zero.
+      kind: 'sparsemax', or 'softmax' in its place (TURTLE, Gadetsky et al., ICML 2024, Eq. 9).
 
     Returns:
       ``(K, n)``; every column is a point of the simplex.
     """
-    return sparsemax(jnp.matmul(theta.T, phi1.T) / temperature, axis=0)
+    z = jnp.matmul(theta.T, phi1.T) / temperature
+    if kind not in ("sparsemax", "softmax"):
+        raise ValueError(f"kind: {kind!r} is not sparsemax or softmax")
+    return sparsemax(z, axis=0) if kind == "sparsemax" else jax.nn.softmax(z, axis=0)
 
 
 def predict(theta: Array, phi1: Array) -> Array:
@@ -175,6 +192,25 @@ def orthonormalise(theta: Array) -> Array:
         return (15 * q - q @ (10 * gram - 3 * gram @ gram)) / 8, None
 
     return jax.lax.scan(step, q, None, length=_steps(_SMALLEST_RATIO))[0]
+
+
+def tangent(theta: Array, gradient: Array) -> Array:
+    """A gradient in orthonormal columns, passed through `orthonormalise` at that same matrix.
+
+    At orthonormal ``theta`` the derivative of the polar factor is ``d - theta sym(theta^T d)``, its
+    own transpose (Abrudan, Eriksson & Koivunen 2008, Section II): what moves the columns along the
+    set of orthonormal matrices remains. It costs two products, where reverse mode through the steps
+    of `orthonormalise` costs some sixty.
+
+    Args:
+      theta: ``(d1, K)`` with orthonormal columns.
+      gradient: ``(d1, K)`` in ``theta``.
+
+    Returns:
+      ``(d1, K)`` gradient in the free matrix whose orthonormal image is ``theta``.
+    """
+    inner = theta.T @ gradient
+    return gradient - theta @ ((inner + inner.T) / 2)
 
 
 def _steps(ratio: float) -> int:

@@ -396,8 +396,9 @@ def test_nothing_leaves_the_device_inside_a_block(data, start, after):
         assert call not in text
 
 
-def test_an_encoder_that_begins_at_rows_depends_on_the_seed_and_the_task_only(data):
-    settings = SETTINGS._replace(encoder_start="rows")
+@pytest.mark.parametrize("begin", ["rows", "clusters"])
+def test_an_encoder_that_begins_at_rows_depends_on_the_seed_and_the_task_only(data, begin):
+    settings = SETTINGS._replace(encoder_start=begin)
     state = init(5, jnp.array(TASKS), data, settings)
     alone = init(5, jnp.array(TASKS[1:2]), data, settings)
     np.testing.assert_allclose(state.theta[1], alone.theta[0], atol=1e-6)
@@ -406,3 +407,12 @@ def test_an_encoder_that_begins_at_rows_depends_on_the_seed_and_the_task_only(da
     )
     assert np.abs(state.theta[0] - state.theta[1]).max() > 0.1
     assert np.abs(init(6, jnp.array(TASKS), data, settings).theta - state.theta).max() > 0.1
+
+
+def test_a_step_with_softmax_labels(data, start):
+    """The kind of labels reaches the objective, and no entry of a label is zero."""
+    soft = SETTINGS._replace(labels="softmax")
+    _, info = step(start, jnp.uint32(0), data, soft)
+    _, usual = step(start, jnp.uint32(0), data, SETTINGS)
+    assert np.isfinite(info.gradient_norm).all()
+    assert np.all(np.asarray(info.heldout_ce) > np.asarray(usual.heldout_ce))

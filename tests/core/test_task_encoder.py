@@ -101,10 +101,8 @@ def test_derivative_of_the_orthonormal_map(x64, rng, rows, k, condition):
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(np.sum(gradient * direction), central, rtol=1e-5)
     if condition == 1.0:
-        # At orthonormal input: the projection onto the tangent space of the Stiefel manifold.
-        inner = theta.T @ cotangent
-        expected = cotangent - theta @ (inner + inner.T) / 2
-        np.testing.assert_allclose(gradient, expected, atol=1e-9)
+        # At orthonormal input, as the search has it, two products give the same.
+        np.testing.assert_allclose(gradient, task_encoder.tangent(theta, cotangent), atol=1e-9)
 
 
 def test_orthonormal_map_follows_permutations():
@@ -139,7 +137,36 @@ def test_rows_that_are_drawn_lie_in_all_clusters(rng):
         assert len({(cluster, found[i]) for i, cluster in enumerate(np.arange(300) % 6)}) == 6
 
 
-def test_encoders_begin_at_rows_that_are_equal_or_zero():
+@pytest.mark.parametrize("lloyd_steps", [0, 5])
+def test_encoders_begin_at_rows_that_are_equal_or_zero(lloyd_steps):
     rows = jnp.zeros((20, 8)).at[:10, 0].set(1.0)
-    theta = task_encoder.init_from_rows(jax.random.key(0), rows, 4)
+    theta = task_encoder.init_from_rows(jax.random.key(0), rows, 4, lloyd_steps)
     np.testing.assert_allclose(theta.T @ theta, np.eye(4), atol=1e-4)
+
+
+def test_clusters_are_those_of_spherical_kmeans(rng, monkeypatch):
+    """Against a loop in NumPy from the same rows."""
+    rows = rng.normal(size=(80, 12)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    monkeypatch.setattr(task_encoder, "orthonormalise", lambda theta: theta)
+    monkeypatch.setattr(task_encoder, "_NOISE", 0.0)
+    begin, found = (
+        task_encoder.init_from_rows(jax.random.key(3), jnp.asarray(rows), 5, steps).T
+        for steps in (0, 7)
+    )
+    centres = np.asarray(begin, np.float64)
+    for _ in range(7):
+        nearest = (rows @ centres.T).argmax(1)
+        sums = np.stack([rows[nearest == k].sum(0) for k in range(5)])
+        centres = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, centres, atol=1e-5)
+    assert (rows @ centres.T).max(1).mean() > (rows @ np.asarray(begin).T).max(1).mean()
+
+
+def test_labels_by_softmax(rng):
+    theta, phi1 = rng.normal(size=(9, 4)), rng.normal(size=(7, 9))
+    z = np.exp(phi1 @ theta / 0.5)
+    found = task_encoder.labels(theta, phi1, 0.5, "softmax")
+    np.testing.assert_allclose(found, (z / z.sum(1, keepdims=True)).T, rtol=1e-5)
+    with pytest.raises(ValueError, match="'entmax' is not sparsemax or softmax"):
+        task_encoder.labels(theta, phi1, 0.5, "entmax")

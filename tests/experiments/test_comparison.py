@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import comparison
+import kept
 import numpy as np
 import pytest
 
@@ -35,7 +36,8 @@ def test_rows_are_paired_and_seeds_are_drawn() -> None:
 
 
 def test_classes_without_a_partner_are_wrong() -> None:
-    row = comparison.Row("m", "s", "w", np.array([[5, 5, 2, 2, 9, 9], [0, 0, 0, 0, 0, 0]]), 0)
+    labels = np.array([[5, 5, 2, 2, 9, 9], [0, 0, 0, 0, 0, 0]])
+    row = kept.Row("m", "s", "w", ("a", "b"), labels, (0.0,))
     true = np.array([0, 0, 1, 1, 1, 0])
     np.testing.assert_array_equal(
         comparison.correct(row, true), [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
@@ -64,7 +66,7 @@ def finished(arrays: list[str], tmp_path: pathlib.Path) -> pathlib.Path:
         }
         (folder / "results.json").write_text(json.dumps(summary))
     data = {"train": {"phi1": "x/a_train.npy", "phi2": ["b_train.npy", "c.npy"]}}
-    config = {"data": data, "search": {"spaces": "given"}}
+    config = {"data": data, "search": {"spaces": "given"}, "seeds": [0, 1], "seed": 0}
     (run / "config.json").write_text(json.dumps(config))
     other = tmp_path / "baselines"
     other.mkdir()
@@ -77,6 +79,7 @@ def finished(arrays: list[str], tmp_path: pathlib.Path) -> pathlib.Path:
         np.savez(
             other / f"{name}.npz",
             train=test, test=test, score=np.arange(3.0), seconds=np.array([0, 1.0, 2.0]),
+            settings=json.dumps({"settings": {"steps": 300} if name != "probe-phi1" else {}}),
         )  # fmt: skip
     return tmp_path
 
@@ -96,13 +99,13 @@ def test_a_table_of_everything(
     hume = rows["HUME", "votes of 4 tasks, 2 seeds"]
     assert hume["acc"] == [1, 0.95]
     assert hume["spaces"] == "a → b+c"
-    assert hume["seconds"] == 2.5
+    assert hume["seconds"] == [2, 3]
     kmeans = rows["k-means", "3 single starts"]
     assert kmeans["acc"] == pytest.approx([2 / 3] * 3)
-    assert kmeans["seconds"] == 3
+    assert kmeans["seconds"] == [3]
     assert kmeans["difference"][0] == pytest.approx(0.975 - 2 / 3)
     assert kmeans["difference"][1] > 0.1
-    assert ("TURTLE, cold start", "vote of 3 starts") in rows
+    assert ("TURTLE, cold start", "vote of 3 starts, 300 of 6000 steps") in rows
     # The probe is no vote, and the first row is compared with nothing.
     assert sum(method == "supervised linear probe" for method, _ in rows) == 1
     assert "difference" not in hume
@@ -118,3 +121,41 @@ def test_what_is_not_finished_is_named(finished: pathlib.Path, arrays: list[str]
     (finished / "run" / "config.json").unlink()
     with pytest.raises(UserError, match="has no results.json"):
         comparison.main(command(finished, arrays))
+
+
+def test_labels_are_kept_and_come_back(
+    finished: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = f"--keep={finished / 'kept'}"
+    comparison.main(command(finished, arrays, keep))
+    first = capsys.readouterr().out
+    config = ["--config=configs/arrays.py", f"--out={finished / 'again'}"]
+    comparison.main([*config, keep, "--", *arrays])
+    assert capsys.readouterr().out == first
+    assert first.index("HUME") < first.index("k-means") < first.index("TURTLE")
+    # Each seed has a file of its own, so that one more joins the row.
+    names = sorted(path.name for path in (finished / "kept").glob("HUME*"))
+    assert names == [f"HUME-a___b_c-votes_of_4_tasks-seed_{seed}.npz" for seed in (0, 1)]
+    (finished / "kept" / names[0]).unlink()
+    comparison.main([*config, keep, "--", *arrays])
+    assert "votes of 4 tasks, seed 1" in capsys.readouterr().out
+
+
+def test_what_cannot_be_one_row_is_named(tmp_path: pathlib.Path) -> None:
+    one = kept.Row(kept.HUME, "a", "votes", ("seed 0",), np.array([[0, 300, 2]]), (1.0,), "x")
+    kept.write(tmp_path, one)
+    (back,) = kept.read(tmp_path)
+    np.testing.assert_array_equal(back.labels, one.labels)
+    assert back._replace(labels=one.labels) == one
+    kept.write(tmp_path, one._replace(names=("seed 1",), made_with="y"))
+    with pytest.raises(UserError, match="different settings"):
+        kept.read(tmp_path)
+    np.savez(tmp_path / "other.npz", labels=np.zeros(3))
+    with pytest.raises(UserError, match="other.npz is no file of labels"):
+        kept.read(tmp_path)
+
+
+def test_nothing_to_compare(tmp_path: pathlib.Path, arrays: list[str]) -> None:
+    out = ["--config=configs/arrays.py", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="nothing to compare"):
+        comparison.main([*out, f"--keep={tmp_path}", "--", *arrays])

@@ -28,6 +28,21 @@ def rows_of(table):
 # ---- what the scripts share
 
 
+def test_clinc150_has_intents_and_domains():
+    spec = "experiments/datasets/clinc150.py"
+    intents, domains = (figures.load_config(f"{spec}:labels={w}") for w in ("intents", "domains"))
+    assert (intents.n_classes, domains.n_classes) == (150, 10)
+    assert intents == figures.load_config(spec)
+    assert intents.data.test.labels.endswith("clinc150/labels_test.npy")
+    assert domains.data.test.labels.endswith("clinc150/domains_test.npy")
+    # The domains are searched by the settings of everyone, the intents by their own.
+    usual = figures.load_config("experiments/datasets/imagenette.py")
+    assert domains.search == usual.search
+    assert intents.search.steps > usual.search.steps
+    paper = figures.load_config(f"{spec}:preset=paper")
+    assert paper.inner.adjoint == "unrolled"
+
+
 @pytest.mark.parametrize("name", ["imagenette", "clinc150"])
 def test_dataset_in_either_direction(repository, name):
     spec = f"{repository}/experiments/datasets/{name}.py"

@@ -130,6 +130,18 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     config = figures.load_config("experiments/ablations.py:changes,held_out")
     assert config.data.test.phi1 == "runs/held_out/effnet_lite0_test.npy"
     assert "--config=experiments/ablations.py:changes,held_out" in held_out[0].command
+    # The last of the changes are the defaults.
+    usual = config_lib.load("experiments/ablations.py:changes")
+    last = config_lib.load_sweep("experiments/ablations.py:changes")[-1]
+    for field, value in last.items():
+        if field != "seed":
+            section, _, name = field.partition(".")
+            assert usual.presets.fast[section][name] == value, field
+    # Of CLINC150 no label is seen.
+    many = config_lib.load("experiments/ablations.py:many_classes")
+    assert (many.n_classes, many.data.train.labels) == (150, "")
+    assert set(many.data.test.to_dict().values()) == {""}
+    assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 5
     # None of them sees a test row of the dataset.
     config = config_lib.load("experiments/ablations.py:rate")
     assert set(config.data.test.to_dict().values()) == {""}

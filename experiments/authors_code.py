@@ -1,0 +1,194 @@
+"""Our TURTLE, TEMI and SCAN beside their authors' released code, on the same rows and neighbours.
+
+    python experiments/authors_code.py --config=experiments/datasets/imagenette.py \
+        --torch-python=PATH --turtle=CHECKOUT --temi=CHECKOUT --scan=CHECKOUT \
+        --set turtle.steps=300 --out=runs/authors_code
+
+CHECKOUT is a clone of github.com/mlbio-epfl/turtle, github.com/HHU-MMBS/TEMI-official-BMVC2023 or
+github.com/wvangansbeke/Unsupervised-Classification; PATH is a Python with PyTorch, SciPy,
+scikit-learn, Pillow and tqdm. Methods whose checkout is not given are left out. Their values are
+those of their commands (`authors_torch.py`): TEMI 100 passes at a batch of 1,024, SCAN the stage of
+Eq. 2; TURTLE takes as many steps as ours. Both see centred rows of unit norm, scaled to unit
+variance a column for TURTLE and TEMI. Labels are opened for the scores, after both have run.
+
+Writes table.md, table.csv and table.json; what is finished is taken from OUT.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import baselines
+import figures
+import numpy as np
+import pairs
+
+from hume_jax.baselines.methods import METHODS
+from hume_jax.baselines.neighbours import neighbours
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.files import atomic_write
+
+WORKER = pathlib.Path(__file__).with_name("authors_torch.py")
+# Passes of the authors' settings; TURTLE takes ours.
+_PASSES = {"temi": 100, "scan": 100}
+_SCALED = ("temi", "turtle")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument("--torch-python", required=True, help="a Python that has PyTorch")
+    for name in ("turtle", "temi", "scan"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, help="checkout of the authors' code")
+    parser.add_argument("--spaces", choices=("phi1", "both"), default="phi1", help="of TURTLE")
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="settings of ours"
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
+    options = parser.parse_args(arguments)
+    options.exchanged = False
+    return options
+
+
+def jobs(options: argparse.Namespace) -> list[tuple[baselines.Job, pathlib.Path]]:
+    """The methods whose checkout is given.
+
+    Raises:
+      UserError: none is, or one is not there.
+    """
+    found = []
+    for name in ("scan", "temi", "turtle"):
+        checkout = getattr(options, name)
+        if checkout and not checkout.is_dir():
+            raise UserError(f"--{name}={checkout}: no such folder; clone the repository first")
+        if checkout:
+            spaces = options.spaces if name == "turtle" else "phi1"
+            found.append((baselines.Job(name, spaces), checkout))
+    if not found:
+        raise UserError("nothing to compare: give --turtle, --temi or --scan")
+    return found
+
+
+def theirs(
+    job: baselines.Job, checkout: pathlib.Path, pair: pairs.Pair, options: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """Runs the authors' code; labels (S, n) of the test rows, scores (S,) and seconds.
+
+    Raises:
+      UserError: it ended with an error, which it has printed.
+    """
+    path = options.out / f"theirs-{job.name}-{options.starts}.npz"
+    if not path.exists():
+        settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
+        steps = _PASSES.get(job.method, settings.length)
+        with tempfile.TemporaryDirectory() as folder:
+            _write_arrays(pathlib.Path(folder), job, pair)
+            result = pathlib.Path(folder) / "found.npz"
+            command = [
+                options.torch_python, str(WORKER), job.method, f"--repository={checkout.resolve()}",
+                f"--arrays={folder}", f"--classes={pair.n_classes}", f"--starts={options.starts}",
+                f"--steps={steps}", f"--seed={options.seed}", f"--threads={os.cpu_count()}",
+                f"--out={result}",
+            ]  # fmt: skip
+            try:
+                subprocess.run(command, check=True)
+            except (subprocess.CalledProcessError, FileNotFoundError) as error:
+                raise UserError(
+                    f"the authors' code of {job.method} did not run: {error}"
+                ) from error
+            with atomic_write(path) as file:
+                file.write(result.read_bytes())
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair) -> None:
+    for split in pairs.SPLITS:
+        for i, rows in enumerate(pairs.choose(pair, split, job.spaces)):
+            scale = np.float32(rows.shape[1] ** 0.5 if job.method in _SCALED else 1)
+            np.save(folder / f"space{i}_{split}.npy", rows * scale)
+    count = METHODS[job.method].neighbours
+    if count:
+        near = neighbours(pairs.choose(pair, "train", job.spaces)[0], count)
+        np.save(folder / "neighbours.npy", np.asarray(near))
+
+
+def commit(checkout: pathlib.Path) -> str:
+    """The commit of a checkout, '?' where it is no clone."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Below a folder of another repository that one's would be given.
+    return found.stdout.strip() if (checkout / ".git").exists() else "?"
+
+
+HEAD = (
+    "method", "spaces", "starts", "commit", "theirs, test ACC", "ours, test ACC", "ours - theirs",
+    "theirs, lowest loss", "ours, lowest loss", "seconds, theirs", "seconds, ours",
+)  # fmt: skip
+
+
+def judge(
+    job: baselines.Job, true: np.ndarray, own: dict[str, Any], other: dict[str, Any], version: str
+) -> dict[str, Any]:
+    """Accuracies of both."""
+    acc = {
+        who: [metrics.score(labels, true)["acc"] for labels in arrays["test"]]
+        for who, arrays in (("ours", own), ("theirs", other))
+    }
+    # TURTLE's script keeps no loss.
+    chosen = {
+        who: acc[who][int(np.argmin(arrays["score"]))] if np.any(arrays["score"]) else None
+        for who, arrays in (("ours", own), ("theirs", other))
+    }
+    return {
+        "method": METHODS[job.method].title,
+        "spaces": job.spaces,
+        "starts": len(acc["ours"]),
+        "commit": version,
+        "acc": acc,
+        "chosen": chosen,
+        "seconds": {"ours": float(own["seconds"].sum()), "theirs": float(other["seconds"])},
+    }
+
+
+def line(found: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    acc, chosen = found["acc"], found["chosen"]
+    return [
+        *(str(found[field]) for field in ("method", "spaces", "starts", "commit")),
+        figures.spread(acc["theirs"]),
+        figures.spread(acc["ours"]),
+        f"{np.mean(acc['ours']) - np.mean(acc['theirs']):+.3f}",
+        *("-" if chosen[who] is None else f"{chosen[who]:.3f}" for who in ("theirs", "ours")),
+        *(f"{found['seconds'][who]:.0f}" for who in ("theirs", "ours")),
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs what is missing, then writes and prints the table."""
+    options = parse_arguments(arguments)
+    asked = jobs(options)
+    pair = pairs.load(figures.load_config(options.config, options.fields))
+    options.out.mkdir(parents=True, exist_ok=True)
+    others = [theirs(job, checkout, pair, options) for job, checkout in asked]
+    own = list(baselines.results([job for job, _ in asked], options))
+    found = [
+        judge(job, arrays["true"], arrays, other, commit(checkout))
+        for (job, arrays), other, (_, checkout) in zip(own, others, asked, strict=True)
+    ]
+    figures.write_json(options.out / "table.json", {"rows": found})
+    print(figures.write_table(options.out, HEAD, [line(each) for each in found]))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

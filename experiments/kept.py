@@ -1,0 +1,102 @@
+"""What methods said of a dataset's test rows, in files small enough to stay in the repository.
+
+A run that took an hour leaves a few thousand labels. `comparison.py --keep=docs/labels/DATASET`
+writes them there, so that a later method is compared with it by the same bootstrap without running
+it again, and every figure of a table can be computed anew. A file holds the labels of one or more
+runs of one kind, e.g. of the votes of one seed; files of the same kind are read as one row.
+"""
+
+import itertools
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
+
+HUME = "HUME"
+_FIELDS = ("method", "spaces", "what", "names", "labels", "seconds", "made_with")
+
+
+class Row(NamedTuple):
+    """The labels of G runs of one kind."""
+
+    method: str
+    spaces: str
+    what: str  # e.g. 'votes of 64 tasks' or 'single starts'
+    names: tuple[str, ...]  # G, of the runs, e.g. 'seed 0'
+    labels: np.ndarray  # (G, n) integers, of the test rows
+    seconds: tuple[float, ...]  # G, of each run, or one for all together
+    made_with: str = ""  # fields of the config, or settings, as JSON
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """Rows of one kind are one row of a table."""
+        return self.method, self.spaces, self.what
+
+
+def write(folder: pathlib.Path, row: Row) -> pathlib.Path:
+    """Writes a row, a file for each of HUME's seeds and one for all starts of another method.
+
+    Returns:
+      The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if row.method == HUME:
+        for i, name in enumerate(row.names):
+            seconds = row.seconds[i : i + 1] if len(row.seconds) > 1 else row.seconds
+            one = row._replace(names=(name,), labels=row.labels[i : i + 1], seconds=seconds)
+            _write(folder, one, name)
+    else:
+        _write(folder, row, "")
+    return folder
+
+
+def _write(folder: pathlib.Path, row: Row, name: str) -> None:
+    words = [*row.kind, name]
+    stem = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words if word)
+    narrow = np.min_scalar_type(int(row.labels.max()))
+    with atomic_write(folder / f"{stem}.npz") as file:
+        np.savez_compressed(file, **{**row._asdict(), "labels": row.labels.astype(narrow)})
+
+
+def read(folder: pathlib.Path) -> list[Row]:
+    """All rows of a folder, in the order of their kinds.
+
+    Raises:
+      UserError: a file that is no row, or runs of one kind that labelled other rows or were made
+        with other settings.
+    """
+    found = sorted((_read(path) for path in sorted(folder.glob("*.npz"))), key=lambda r: r.kind)
+    return [_merge(kind, list(rows)) for kind, rows in itertools.groupby(found, lambda r: r.kind)]
+
+
+def _read(path: pathlib.Path) -> Row:
+    with np.load(path, allow_pickle=False) as stored:
+        if set(stored.files) != set(_FIELDS):
+            raise UserError(f"{path} is no file of labels: it should hold {', '.join(_FIELDS)}")
+        values = {field: stored[field] for field in _FIELDS}
+    texts = {field: str(values[field]) for field in ("method", "spaces", "what", "made_with")}
+    return Row(
+        names=tuple(map(str, values["names"])),
+        labels=values["labels"].astype(np.int64),
+        seconds=tuple(map(float, values["seconds"])),
+        **texts,
+    )
+
+
+def _merge(kind: tuple[str, str, str], rows: Sequence[Row]) -> Row:
+    for what, values in (("rows", {r.labels.shape[1] for r in rows}), ("settings", _made(rows))):
+        if len(values) > 1:
+            raise UserError(f"{', '.join(kind)}: runs of one kind with different {what}: {values}")
+    return rows[0]._replace(
+        names=tuple(itertools.chain.from_iterable(row.names for row in rows)),
+        labels=np.concatenate([row.labels for row in rows]),
+        seconds=tuple(itertools.chain.from_iterable(row.seconds for row in rows)),
+    )
+
+
+def _made(rows: Iterable[Row]) -> set[str]:
+    return {row.made_with for row in rows}

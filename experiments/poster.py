@@ -1,0 +1,232 @@
+"""The tables of the paper's poster: what was published, and what comes out here.
+
+    python experiments/poster.py supervised --out=runs/poster
+    python experiments/poster.py supervised baselines --config=experiments/datasets/imagenette.py \
+        --seeds 0 1 2 --out=runs/poster
+
+`supervised`: HUME, inductive and transductive, beside a linear classifier with labels.
+`baselines`: beside SCAN and SPICE. `large_scale`: ImageNet-1k, with Twist and Self-classifier.
+Without `--config` the datasets are the poster's; with it, any others. HUME runs as `python -m
+hume_jax.main` on the seeds, the other methods as in `baselines.py` from as many starts, all on the
+config's arrays; what is finished is taken from OUT/DATASET. Where arrays are missing, the cell says
+so and the command that fills it stands below; the poster's configs find the authors' arrays once
+these are unpacked here (`configs/stl10.py`). A published figure comes from another encoder and
+protocol than the row beside it, so the two columns tell what a system reaches, not which method is
+better.
+
+Writes a Markdown table, CSV, JSON and a picture for each: OUT/TABLE.md and so on.
+"""
+
+import argparse
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import figures
+import numpy as np
+import pairs
+
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.representations import store
+
+SCORES = ("acc", "ari")
+SOURCE = "arXiv:2311.02940, Tables 1 to 3; SCAN, SPICE, Twist and Self-classifier as reported there"
+# ACC and ARI of test rows, in %.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
+    "stl10": {
+        "probe": (88.9, 77.7), "transductive": (93.2, 86.0), "inductive": (90.8, 81.2),
+        "scan": (77.8, 61.3), "spice": (86.2, 73.2),
+    },
+    "cifar10": {
+        "probe": (89.5, 79.0), "transductive": (89.2, 79.2), "inductive": (88.4, 77.6),
+        "scan": (83.3, 70.5), "spice": (84.5, 70.9),
+    },
+    "cifar100_20": {
+        "probe": (72.5, 52.6), "transductive": (56.7, 39.6), "inductive": (55.5, 37.7),
+        "scan": (45.4, 29.7), "spice": (46.8, 32.1),
+    },
+    "imagenet": {
+        "inductive": (51.1, 38.1), "scan": (39.7, 27.9), "twist": (40.6, 30.0),
+        "self_classifier": (41.1, 29.5),
+    },
+}  # fmt: skip
+TITLES = {
+    "probe": "supervised, linear on phi1",
+    "transductive": "HUME, transductive",
+    "inductive": "HUME, inductive",
+    "scan": "SCAN",
+    "spice": "SPICE",
+    "twist": "Twist",
+    "self_classifier": "Self-classifier",
+}
+_HUME = ("inductive", "transductive")
+
+
+class Table(NamedTuple):
+    """A table of the poster."""
+
+    datasets: tuple[str, ...]  # files of `configs/`
+    methods: tuple[str, ...]  # of `TITLES`
+
+
+_SMALL = ("stl10", "cifar10", "cifar100_20")
+TABLES = {
+    "supervised": Table(_SMALL, ("probe", "transductive", "inductive")),
+    "baselines": Table(_SMALL, ("transductive", "inductive", "scan", "spice")),
+    "large_scale": Table(("imagenet",), ("inductive", "scan", "twist", "self_classifier")),
+}
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tables", nargs="+", choices=TABLES)
+    parser.add_argument("--config", nargs="+", default=[], help="configs of other datasets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="settings of methods"
+    )
+    parser.add_argument(
+        "--field", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of every config"
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+def missing(spec: str, fields: Sequence[str]) -> str:
+    """Why a dataset cannot be run, a sentence; '' if it can.
+
+    Raises:
+      UserError: no such config or field.
+    """
+    config = figures.load_config(spec, fields)
+    try:
+        dataset = store.open_dataset(config.data)
+    except UserError as error:
+        return f"{error}."
+    for split, found in zip(pairs.SPLITS, dataset, strict=True):
+        if found is None or found.labels is None or not (found.phi1.arrays and found.phi2.arrays):
+            return f"data.{split}.phi1, phi2 and labels are needed."
+    return ""
+
+
+def commands(spec: str, methods: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
+    """What fills the cells of a dataset: a command for each run of HUME, and one for the others."""
+    name = dataset_name(spec)
+    fields = [f"--config.{field}" for field in options.field]
+    seeds = ",".join(map(str, options.seeds)) + ","
+    found = []
+    for setting in (method for method in methods if method in _HUME):
+        variant = f"{spec}{',' if ':' in spec else ':'}{setting}"
+        found.append(
+            ["-m", "hume_jax.main", f"--config={variant}", *fields, f"--config.seeds=({seeds})",
+             "--noconfig.baselines", f"--workdir={options.out / name / setting}"]
+        )  # fmt: skip
+    others = [method for method in methods if method not in _HUME]
+    if others:
+        set_ = ["--set", *options.set] if options.set else []
+        found.append(
+            ["experiments/baselines.py", f"--config={spec}",
+             "--spaces", "phi1", "--methods", *others, f"--starts={len(options.seeds)}", *set_,
+             f"--out={options.out / name / 'baselines'}", *(["--", *fields] if fields else [])]
+        )  # fmt: skip
+    return found
+
+
+def dataset_name(spec: str) -> str:
+    """A dataset's name, from the file of its config."""
+    return pathlib.Path(spec.partition(":")[0]).stem
+
+
+def ours(spec: str, method: str, options: argparse.Namespace) -> dict[str, list[float]]:
+    """ACC and ARI of test rows, in %, of every seed or start of a finished run."""
+    folder = options.out / dataset_name(spec)
+    if method in _HUME:
+        files = [folder / method / f"seed_{seed}" / "results.json" for seed in options.seeds]
+        scores = [figures.read_json(file)["ensemble"]["test"] for file in files]
+    else:
+        config = figures.load_config(spec, [f"--config.{field}" for field in options.field])
+        true = pairs.load(config).labels["test"]
+        with np.load(folder / "baselines" / f"{method}-phi1.npz", allow_pickle=False) as stored:
+            scores = [metrics.score(labels, true) for labels in stored["test"]]
+    return {score: [100 * each[score] for each in scores] for score in SCORES}
+
+
+def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs what is missing of a table; its cells, by dataset and method."""
+    table = TABLES[name]
+    specs = options.config or [f"configs/{dataset}.py" for dataset in table.datasets]
+    cells: dict[str, Any] = {}
+    for spec in specs:
+        why = missing(spec, [f"--config.{field}" for field in options.field])
+        asked = commands(spec, table.methods, options)
+        if not why:
+            for command in asked:
+                # Its table goes where its log goes: what this script prints can be piped on.
+                done = subprocess.run([sys.executable, *command], stdout=2, check=False)
+                if done.returncode:
+                    raise UserError(f"`{shlex.join(['python', *command])}` failed, see above")
+        cells[dataset_name(spec)] = {
+            "why": why,
+            "commands": [shlex.join(["python", *command]) for command in asked],
+            "ours": {} if why else {m: ours(spec, m, options) for m in table.methods},
+            "published": PUBLISHED.get(dataset_name(spec), {}),
+        }
+    return cells
+
+
+def write(name: str, cells: dict[str, Any], out: pathlib.Path) -> str:
+    """Writes a table's files; returns the Markdown with what stands below it."""
+    head = ["ACC / ARI, %"]
+    head += [f"{dataset}, {who}" for dataset in cells for who in ("published", "ours")]
+    rows = []
+    for method in TABLES[name].methods:
+        row = [TITLES[method]]
+        for cell in cells.values():
+            published = cell["published"].get(method)
+            row.append(" / ".join(f"{value:.1f}" for value in published) if published else "-")
+            found = cell["ours"].get(method)
+            row.append(
+                " / ".join(figures.spread(found[score], 1) for score in SCORES)
+                if found
+                else "not run: arrays needed"
+            )
+        rows.append(row)
+    figures.write_json(out / f"{name}.json", cells)
+    text = figures.write_table(out, head, rows, name)
+    figures.draw_methods(
+        out / f"{name}.png",
+        [
+            (
+                f"{dataset}: {TITLES[method]}",
+                cell["ours"].get(method, {}).get("acc", []),
+                cell["published"].get(method, (np.nan,))[0],
+            )
+            for dataset, cell in cells.items()
+            for method in TABLES[name].methods
+        ],
+        "ACC on test rows, %; bar: published, dots: ours, a seed or start each",
+    )
+    notes = [f"Published: {SOURCE}."]
+    for dataset, cell in cells.items():
+        if cell["why"]:
+            notes.append(f"\n{dataset} was not run: {cell['why']} The commands:\n")
+            notes += [f"    {command}" for command in cell["commands"]]
+    return "\n".join([text, "", *notes])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs, writes and prints the tables asked for."""
+    options = parse_arguments(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.tables:
+        print(write(name, collect(name, options), options.out), end="\n\n")
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,80 @@
+"""Ours beside the authors' code: what can be tested without PyTorch and their repositories."""
+
+import json
+import pathlib
+import stat
+
+import authors_code
+import numpy as np
+import pytest
+
+from hume_jax.errors import UserError
+
+# A Python of its own that answers as `authors_torch.py` does: all rows in class 0.
+WORKER = """#!{python}
+import pathlib, sys
+import numpy as np
+method, *flags = sys.argv[2:]
+values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+folder = pathlib.Path(values["arrays"])
+test = np.load(folder / "space0_test.npy")
+assert ("neighbours.npy" in [path.name for path in folder.iterdir()]) == (method != "turtle")
+scale = np.linalg.norm(test, axis=1).mean()
+assert abs(scale - (1 if method == "scan" else test.shape[1] ** 0.5)) < 1e-4
+labels = np.zeros((int(values["starts"]), len(test)), int)
+score = np.arange(len(labels)) * (method != "turtle")
+np.savez(values["out"], test=labels, score=score, seconds=2.5)
+"""
+
+
+@pytest.fixture
+def python(tmp_path: pathlib.Path) -> pathlib.Path:
+    import sys
+
+    path = tmp_path / "python"
+    path.write_text(WORKER.replace("{python}", sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def command(tmp_path: pathlib.Path, python: pathlib.Path, *more: str) -> list[str]:
+    own = ["--config=configs/arrays.py", f"--torch-python={python}", f"--out={tmp_path / 'out'}"]
+    return [*own, "--starts=2", "--set", "turtle.steps=3", "scan.passes=20", "--", *more]
+
+
+def test_both_are_scored_on_the_same_rows(
+    arrays: list[str],
+    tmp_path: pathlib.Path,
+    python: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    asked = [f"--turtle={checkout}", f"--scan={checkout}", *command(tmp_path, python, *arrays)]
+    authors_code.main(asked)
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["SCAN", "TURTLE, cold start"]
+    labels = next(f for f in arrays if "test.labels" in f).partition("=")[2]
+    largest = np.unique(np.load(labels), return_counts=True)[1].max() / 60
+    for row in rows:
+        assert row["acc"]["theirs"] == pytest.approx([largest] * 2)
+        assert len(row["acc"]["ours"]) == 2
+        assert row["seconds"]["theirs"] == 2.5
+        assert row["commit"] == "?"
+    assert rows[1]["chosen"]["theirs"] is None
+    # What is finished is not run again.
+    python.unlink()
+    authors_code.main(asked)
+    assert capsys.readouterr().out == printed
+
+
+def test_what_is_missing_is_named(tmp_path: pathlib.Path, arrays: list[str]) -> None:
+    nowhere = tmp_path / "nowhere"
+    asked = command(tmp_path, nowhere, *arrays)
+    with pytest.raises(UserError, match="give --turtle, --temi or --scan"):
+        authors_code.main(asked)
+    with pytest.raises(UserError, match="no such folder; clone the repository"):
+        authors_code.main([f"--scan={nowhere}", *asked])
+    with pytest.raises(UserError, match="authors' code of scan did not run"):
+        authors_code.main([f"--scan={tmp_path}", *asked])

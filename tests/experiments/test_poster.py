@@ -1,0 +1,62 @@
+"""The poster's tables: published columns, ours, and what is said where arrays are missing."""
+
+import json
+import pathlib
+
+import poster
+import pytest
+
+from hume_jax.errors import UserError
+
+
+def test_without_arrays_the_published_columns_stand_and_commands_are_given(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poster.main(["supervised", "large_scale", f"--out={tmp_path}", "--seeds", "0", "1"])
+    printed = capsys.readouterr().out
+    lines = {line.split("|")[1].strip(): line for line in printed.splitlines() if "|" in line}
+    cells = [cell.strip() for cell in lines["HUME, transductive"].split("|")[2:-1]]
+    assert cells[::2] == ["93.2 / 86.0", "89.2 / 79.2", "56.7 / 39.6"]
+    assert set(cells[1::2]) == {"not run: arrays needed"}
+    assert "41.1 / 29.5" in lines["Self-classifier"]
+    assert (
+        "    python -m hume_jax.main --config=configs/stl10.py:transductive "
+        "'--config.seeds=(0,1,)' --noconfig.baselines "
+    ) in printed
+    assert "--methods scan twist self_classifier --starts=2" in printed
+    assert "stl10 was not run: config field 'data.train.phi1' is not given" in printed
+    for name in ("supervised", "large_scale"):
+        for end in ("md", "csv", "json", "png"):
+            assert (tmp_path / f"{name}.{end}").stat().st_size > 0
+
+
+def test_a_wrong_config_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.py"):
+        poster.main(["baselines", "--config=nothing.py", f"--out={tmp_path}"])
+
+
+@pytest.mark.slow
+def test_on_arrays_that_are_there(
+    arrays: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "poster"
+    fields = [field.removeprefix("--config.") for field in arrays]
+    small = ["n_tasks=2", "search.steps=6", "search.anneal_steps=(3,4)", "plots=False"]
+    asked = [
+        "supervised", "baselines", "--config=configs/arrays.py", f"--out={out}",
+        "--set", "spice.passes=2", "--field", *fields, *small,
+    ]  # fmt: skip
+    poster.main(asked)
+    first = capsys.readouterr().out
+    assert "not run" not in first
+    found = json.loads((out / "supervised.json").read_text())["arrays"]
+    assert found["published"] == {}
+    # Three well separated classes.
+    assert min(found["ours"]["probe"]["acc"]) > 95
+    assert found["ours"]["inductive"]["acc"] != found["ours"]["transductive"]["acc"] or (
+        min(found["ours"]["inductive"]["acc"]) > 95
+    )
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    poster.main(asked)
+    assert capsys.readouterr().out == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == times
