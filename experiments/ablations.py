@@ -14,8 +14,8 @@ saw, a fourth of all:
     python experiments/sweep.py --config=experiments/ablations.py:changes,held_out --out=...
 
 The test rows of the dataset take no part in either. `many_classes` is on a cell of its own:
-CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1; five to ten minutes
-a setting.
+CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1, five to ten
+minutes a setting.
 """
 
 import itertools
@@ -59,7 +59,7 @@ _CHANGES: Settings = [
 FACTORS: dict[str, Settings] = {
     "default": [{}],
     "rate": _grid("search.learning_rate", 0.01, 0.03, 0.3),
-    "start": _grid("encoder.start", "random", "rows"),
+    "start": _grid("encoder.start", "random", "rows", "clusters"),
     "labels": [
         {"encoder.labels": "softmax", "encoder.temperature": temperature}
         for temperature in (0.2, 0.1, 0.05)

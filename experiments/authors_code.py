@@ -146,8 +146,9 @@ def judge(
     }
     # TURTLE's script keeps no loss.
     chosen = {
-        who: acc[who][int(np.argmin(arrays["score"]))] if np.any(arrays["score"]) else None
+        who: acc[who][int(np.argmin(arrays["score"]))]
         for who, arrays in (("ours", own), ("theirs", other))
+        if np.any(arrays["score"])
     }
     return {
         "method": METHODS[job.method].title,
@@ -168,7 +169,7 @@ def line(found: dict[str, Any]) -> list[str]:
         figures.spread(acc["theirs"]),
         figures.spread(acc["ours"]),
         f"{np.mean(acc['ours']) - np.mean(acc['theirs']):+.3f}",
-        *("-" if chosen[who] is None else f"{chosen[who]:.3f}" for who in ("theirs", "ours")),
+        *(f"{chosen[who]:.3f}" if who in chosen else "-" for who in ("theirs", "ours")),
         *(f"{found['seconds'][who]:.0f}" for who in ("theirs", "ours")),
     ]
 

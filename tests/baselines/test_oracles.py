@@ -1,5 +1,7 @@
 """k-means, the probe and the neighbours against scikit-learn."""
 
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,6 +95,23 @@ def test_the_probe_is_scikit_learns_regression_on_rows_with_a_constant() -> None
         apart = (found - found.mean(axis=0)) - (oracle.coef_ - oracle.coef_.mean(axis=0))
         assert np.abs(apart).max() < 2e-2 * np.abs(oracle.coef_).max()
     assert accuracy[0, 0] != accuracy[1, 0] or accuracy[0, 1] != accuracy[1, 1]
+
+
+@pytest.mark.slow
+def test_the_probe_ends_well_with_many_classes_and_little_penalty() -> None:
+    """150 classes of real rows, a penalty of 1e-6: steps that are too long led away from there."""
+    folder = pathlib.Path(__file__).parents[2].parent / "shared/data/clinc150"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    x = np.load(folder / "minilm_l6_train.npy").astype(np.float32)
+    x -= x.mean(axis=0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    true = jnp.asarray(np.load(folder / "labels_train.npy"), jnp.int32)
+    settings = probe.Settings(150, penalties=(1e-6,))
+    data = Data((jnp.asarray(x),), None, true)
+    fitted = running.fit(probe, settings, data, np.arange(1), 0)
+    labels = running.predict(probe, settings, fitted.state, (x,))
+    assert np.mean(labels[0] == true) > 0.97
 
 
 @pytest.mark.parametrize("block", [1, 2**27])

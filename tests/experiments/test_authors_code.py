@@ -62,7 +62,7 @@ def test_both_are_scored_on_the_same_rows(
         assert len(row["acc"]["ours"]) == 2
         assert row["seconds"]["theirs"] == 2.5
         assert row["commit"] == "?"
-    assert rows[1]["chosen"]["theirs"] is None
+    assert list(rows[1]["chosen"]) == ["ours"]
     # What is finished is not run again.
     python.unlink()
     authors_code.main(asked)
