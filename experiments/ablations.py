@@ -126,9 +126,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.baselines = config.plots = False
     if not held_out:
         # The test rows are for the final tables alone.
-        for field in ("phi1", "phi2", "labels"):
-            config.data.test[field] = ""
+        _hide_test_rows(config)
     return config
+
+
+def _hide_test_rows(config: config_dict.ConfigDict) -> None:
+    for field in ("phi1", "phi2", "labels"):
+        config.data.test[field] = ""
 
 
 def _without_labels(variants: str) -> config_dict.ConfigDict:
@@ -136,8 +140,7 @@ def _without_labels(variants: str) -> config_dict.ConfigDict:
     config.baselines = config.plots = False
     config.score.rows = 6000
     config.data.train.labels = ""
-    for field in ("phi1", "phi2", "labels"):
-        config.data.test[field] = ""
+    _hide_test_rows(config)
     return config
 
 

@@ -84,7 +84,8 @@ def theirs(
     """Runs the authors' code; labels (S, n) of the test rows, scores (S,) and seconds.
 
     Raises:
-      UserError: it ended with an error, which it has printed.
+      UserError: it ended with an error, which it has printed, or what is stored was made with
+        other settings.
     """
     path = options.out / f"theirs-{job.name}-{options.starts}.npz"
     if not path.exists():
@@ -105,10 +106,13 @@ def theirs(
                 raise UserError(
                     f"the authors' code of {job.method} did not run: {error}"
                 ) from error
-            with atomic_write(path) as file:
-                file.write(result.read_bytes())
+            with np.load(result, allow_pickle=False) as found, atomic_write(path) as file:
+                np.savez_compressed(file, **found, settings=baselines.made_with(job, options))
     with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+        arrays = dict(stored)
+    if str(arrays["settings"]) != baselines.made_with(job, options):
+        raise UserError(f"{path} was made with other settings: delete it or give another --out")
+    return arrays
 
 
 def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair) -> None:

@@ -77,7 +77,7 @@ def turtle(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
             asked = ["--dataset=ours", "--phis", *phis, f"--T={options.steps}", f"--seed={seed}"]
             script.run([*asked, "--device=cpu", f"--root_dir={root}"])
             (path,) = root.glob(f"task_checkpoints/**/*_seed{seed}.pt")
-            heads = torch.load(path)
+            heads = torch.load(path, weights_only=True)
             found = [
                 torch.softmax(nn.functional.linear(torch.from_numpy(x), h["weight"], h["bias"]), 1)
                 for x, h in zip(spaces, heads.values(), strict=True)

@@ -146,7 +146,7 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
         "score": score,
         "seconds": np.asarray(seconds),
         "steps": np.asarray(fitted.steps),
-        "settings": np.asarray(_asked(job, options)),
+        "settings": np.asarray(made_with(job, options)),
     }
 
 
@@ -158,7 +158,7 @@ def _neighbours(spaces: Sequence[np.ndarray], count: int) -> Any:
         return jnp.asarray(neighbours(spaces[0], count, done=progress.update))
 
 
-def _asked(job: Job, options: argparse.Namespace) -> str:
+def made_with(job: Job, options: argparse.Namespace) -> str:
     """What a stored result must have been made with, as text."""
     values = settings_of(job.method, 1, options.set)._asdict()
     asked = {"starts": options.starts, "seed": options.seed, "exchanged": options.exchanged}
@@ -185,7 +185,7 @@ def results(
                 np.savez_compressed(file, **arrays)
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        if str(arrays["settings"]) != _asked(job, options):
+        if str(arrays["settings"]) != made_with(job, options):
             raise UserError(f"{path} was made with other settings: delete it or give another --out")
         yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
 

@@ -37,12 +37,8 @@ class Row(NamedTuple):
         return self.method, self.spaces, self.what
 
 
-def write(folder: pathlib.Path, row: Row) -> pathlib.Path:
-    """Writes a row, a file for each of HUME's seeds and one for all starts of another method.
-
-    Returns:
-      The folder.
-    """
+def write(folder: pathlib.Path, row: Row) -> None:
+    """Writes a row, a file for each of HUME's seeds and one for all starts of another method."""
     folder.mkdir(parents=True, exist_ok=True)
     if row.method == HUME:
         for i, name in enumerate(row.names):
@@ -51,7 +47,6 @@ def write(folder: pathlib.Path, row: Row) -> pathlib.Path:
             _write(folder, one, name)
     else:
         _write(folder, row, "")
-    return folder
 
 
 def _write(folder: pathlib.Path, row: Row, name: str) -> None:

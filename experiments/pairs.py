@@ -31,17 +31,11 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
     Raises:
       UserError: rows or labels are missing.
     """
-    dataset = store.open_dataset(config.data)
+    splits, labels = open_splits(config)
     fields = ("phi2", "phi1") if exchanged else ("phi1", "phi2")
-    splits, labels = {}, {}
-    for name, split in zip(SPLITS, dataset, strict=True):
-        spaces = [getattr(split, field).arrays for field in fields] if split else []
-        if split is None or not all(spaces) or split.labels is None:
-            raise UserError(f"data.{name}.phi1, phi2 and labels are needed for the scores")
-        splits[name], labels[name] = split, split.labels
     rows: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     for field in fields:
-        stats = space_statistics([getattr(dataset.train, field)], "rows")
+        stats = space_statistics([getattr(splits["train"], field)], "rows")
         for name in SPLITS:
             rows[name].append(joined_rows(getattr(splits[name], field).arrays, stats, "rows"))
     return Pair(
@@ -50,6 +44,26 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
         labels=labels,
         n_classes=config.n_classes,
     )
+
+
+def open_splits(
+    config: config_dict.ConfigDict,
+) -> tuple[dict[str, store.Split], dict[str, np.ndarray]]:
+    """Opens both splits and their labels, without reading rows.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      UserError: rows or labels are missing.
+    """
+    splits, labels = {}, {}
+    for name, split in zip(SPLITS, store.open_dataset(config.data), strict=True):
+        spaces = (split.phi1.arrays, split.phi2.arrays) if split else ()
+        if split is None or not all(spaces) or split.labels is None:
+            raise UserError(f"data.{name}.phi1, phi2 and labels are needed for the scores")
+        splits[name], labels[name] = split, split.labels
+    return splits, labels
 
 
 def space_name(paths: str | tuple[str, ...]) -> str:

@@ -31,7 +31,6 @@ import pairs
 
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
-from hume_jax.representations import store
 
 SCORES = ("acc", "ari")
 SOURCE = "arXiv:2311.02940, Tables 1 to 3; SCAN, SPICE, Twist and Self-classifier as reported there"
@@ -97,23 +96,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def missing(spec: str, fields: Sequence[str]) -> str:
-    """Why a dataset cannot be run, a sentence; '' if it can.
-
-    Raises:
-      UserError: no such config or field.
-    """
-    config = figures.load_config(spec, fields)
-    try:
-        dataset = store.open_dataset(config.data)
-    except UserError as error:
-        return f"{error}."
-    for split, found in zip(pairs.SPLITS, dataset, strict=True):
-        if found is None or found.labels is None or not (found.phi1.arrays and found.phi2.arrays):
-            return f"data.{split}.phi1, phi2 and labels are needed."
-    return ""
-
-
 def commands(spec: str, methods: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
     """What fills the cells of a dataset: a command for each run of HUME, and one for the others."""
     name = dataset_name(spec)
@@ -142,15 +124,22 @@ def dataset_name(spec: str) -> str:
     return pathlib.Path(spec.partition(":")[0]).stem
 
 
-def ours(spec: str, method: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """ACC and ARI of test rows, in %, of every seed or start of a finished run."""
+def ours(
+    spec: str, method: str, true: np.ndarray, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """ACC and ARI of test rows, in %, of every seed or start of a finished run.
+
+    Args:
+      spec: config of the dataset.
+      method: of `TITLES`.
+      true: (n,) labels of the test rows.
+      options: of the command line.
+    """
     folder = options.out / dataset_name(spec)
     if method in _HUME:
         files = [folder / method / f"seed_{seed}" / "results.json" for seed in options.seeds]
         scores = [figures.read_json(file)["ensemble"]["test"] for file in files]
     else:
-        config = figures.load_config(spec, [f"--config.{field}" for field in options.field])
-        true = pairs.load(config).labels["test"]
         with np.load(folder / "baselines" / f"{method}-phi1.npz", allow_pickle=False) as stored:
             scores = [metrics.score(labels, true) for labels in stored["test"]]
     return {score: [100 * each[score] for each in scores] for score in SCORES}
@@ -162,18 +151,24 @@ def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
     specs = options.config or [f"configs/{dataset}.py" for dataset in table.datasets]
     cells: dict[str, Any] = {}
     for spec in specs:
-        why = missing(spec, [f"--config.{field}" for field in options.field])
+        config = figures.load_config(spec, [f"--config.{field}" for field in options.field])
         asked = commands(spec, table.methods, options)
-        if not why:
+        why, found = "", {}
+        try:
+            true = pairs.open_splits(config)[1]["test"]
+        except UserError as error:
+            why = f"{error}."
+        else:
             for command in asked:
                 # Its table goes where its log goes: what this script prints can be piped on.
                 done = subprocess.run([sys.executable, *command], stdout=2, check=False)
                 if done.returncode:
                     raise UserError(f"`{shlex.join(['python', *command])}` failed, see above")
+            found = {method: ours(spec, method, true, options) for method in table.methods}
         cells[dataset_name(spec)] = {
             "why": why,
             "commands": [shlex.join(["python", *command]) for command in asked],
-            "ours": {} if why else {m: ours(spec, m, options) for m in table.methods},
+            "ours": found,
             "published": PUBLISHED.get(dataset_name(spec), {}),
         }
     return cells

@@ -67,6 +67,8 @@ def test_both_are_scored_on_the_same_rows(
     python.unlink()
     authors_code.main(asked)
     assert capsys.readouterr().out == printed
+    with pytest.raises(UserError, match="made with other settings"):
+        authors_code.main(["--seed=1", *asked])
 
 
 def test_what_is_missing_is_named(tmp_path: pathlib.Path, arrays: list[str]) -> None:

@@ -202,6 +202,8 @@ def test_real_data_runs_the_search_that_figures_build(
 
     # The scripts that time and compare steps take the same ones.
     lines = (tmp_path / "out" / "phi1-phi2-seed0" / "metrics.jsonl").read_text().splitlines()
+    # `forward` is search.spaces=given, which is not the default.
+    fields.append("--config.search.spaces=given")
     problem = figures.build(figures.load_config("configs/arrays.py", fields))
     state = next(hypergradient_accuracy.walk(problem, 0, 2, [3]))
     _, info = jax.jit(search.step, static_argnames="settings")(
