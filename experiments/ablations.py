@@ -16,16 +16,36 @@ saw, a fourth of all:
 The test rows of the dataset take no part in either. `many_classes` is on a cell of its own:
 CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1, five to ten
 minutes a setting.
+
+Some factors need arrays that these commands make. `rows`, as many train rows as its settings name:
+
+    for n in 500 1000 2000 4000; do
+        python experiments/subset.py --rows=$n --out=runs/subsets/rows_$n
+    done
+
+`imbalance`, a long tail, and the labels whose shares are the estimated prior:
+
+    python experiments/subset.py --long-tail=10 --out=runs/subsets/tail_10
+    python -m hume_jax.main --workdir=runs/subsets/tail_10_weak \
+        --config=experiments/ablations.py:imbalance,source=runs/subsets/tail_10 \
+        --config.search.entropy_weight=0.1
+
+`third_space`, a ViT's features of the same photographs:
+
+    python -m hume_jax.encode --config=experiments/datasets/imagenette_images.py
 """
 
 import itertools
 import operator
+import pathlib
 from typing import Any
 
+import numpy as np
 from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
+from hume_jax.report import results
 
 SEEDS = (0, 1, 2)
 
@@ -101,6 +121,28 @@ FACTORS: dict[str, Settings] = {
 }
 
 
+_TAIL = "source=runs/subsets/tail_10"
+_LITE2 = "../shared/data/imagenette/effnet_lite2_train.npy"
+_VIT = "runs/representations/imagenette/vits14_cls_train.npy"
+
+# Those of arrays that are made first, see above; `all` leaves them out.
+PREPARED: dict[str, Settings] = {
+    "rows": [{"variant": f"source=runs/subsets/rows_{n}"} for n in (500, 1000, 2000, 4000)] + [{}],
+    # The given prior is the one that the tail is made with.
+    "imbalance": [
+        {"variant": _TAIL, "search.entropy_weight": weight} for weight in (10.0, 3.0, 1.0, 0.1)
+    ]
+    + [
+        {"variant": f"{_TAIL},prior=runs/subsets/tail_10_weak"},
+        {"variant": _TAIL, "class_prior": tuple(round(10 ** (-c / 9), 4) for c in range(10))},
+    ],
+    "third_space": [
+        {"search.spaces": spaces, "data.train.phi2": files}
+        for spaces in ("given", "both")
+        for files in (_LITE2, _VIT, (_LITE2, _VIT))
+    ],
+}
+
 # On CLINC150, whose own settings are the first.
 MANY = "many_classes"
 _FEWER: dict[str, Any] = {"search.steps": 80, "search.anneal_steps": (48, 64)}
@@ -115,15 +157,19 @@ _MANY_CLASSES: Settings = [
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     # The factor's name is for `sweep`; what a setting adds to it is for the dataset.
-    names = [name for name in arg.split(",") if name not in (*FACTORS, MANY, "all", "")]
+    names = [name for name in arg.split(",") if name not in (*FACTORS, *PREPARED, MANY, "all", "")]
     if MANY in arg.split(","):
         return _without_labels(",".join(names))
     held_out = "held_out" in names
-    variants = ",".join("source=runs/held_out" if name == "held_out" else name for name in names)
+    prior = next((name for name in names if name.startswith("prior=")), "")
+    names = ["source=runs/held_out" if name == "held_out" else name for name in names]
+    variants = ",".join(name for name in names if name != prior)
     config = config_lib.load(f"experiments/datasets/imagenette.py:{variants}")
     config.n_tasks = 16
     config.inner.directions = 256
     config.baselines = config.plots = False
+    if prior:
+        config.class_prior = _shares_found(prior.removeprefix("prior="), config.n_classes)
     if not held_out:
         # The test rows are for the final tables alone.
         _hide_test_rows(config)
@@ -133,6 +179,16 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 def _hide_test_rows(config: config_dict.ConfigDict) -> None:
     for field in ("phi1", "phi2", "labels"):
         config.data.test[field] = ""
+
+
+def _shares_found(workdir: str, n_classes: int) -> tuple[float, ...]:
+    """Shares of the classes that a finished run found, the largest first: an estimated prior."""
+    path = pathlib.Path(workdir) / "labels.csv"
+    if not path.exists():
+        raise UserError(f"{path} is not there: the run that the prior is estimated by comes first")
+    # A class without rows still has a share.
+    counts = 1 + np.bincount(results.read_labels(path, "train"), minlength=n_classes)
+    return tuple(float(share) for share in np.round(np.sort(counts)[::-1] / counts.sum(), 4))
 
 
 def _without_labels(variants: str) -> config_dict.ConfigDict:
@@ -148,11 +204,12 @@ def sweep(arg: str = "all") -> Settings:
     if MANY in arg.split(","):
         return [{**setting, "seed": seed} for setting in _MANY_CLASSES for seed in SEEDS[:2]]
     factor = next((name for name in arg.split(",") if name != "held_out"), "all")
-    if factor != "all" and factor not in FACTORS:
+    every = {**FACTORS, **PREPARED}
+    if factor != "all" and factor not in every:
         raise UserError(
-            f"no factor is called {factor!r}, there are: all, {', '.join([*FACTORS, MANY])}"
+            f"no factor is called {factor!r}, there are: all, {', '.join([*every, MANY])}"
         )
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
     return [
-        {**setting, "seed": seed} for name in names for setting in FACTORS[name] for seed in SEEDS
+        {**setting, "seed": seed} for name in names for setting in every[name] for seed in SEEDS
     ]

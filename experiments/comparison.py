@@ -20,7 +20,6 @@ Writes OUT/table.md, table.csv, table.json and table.png.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import sys
@@ -37,6 +36,7 @@ from kept import Row
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
+from hume_jax.report import results
 
 RESAMPLES = 2000
 _SECONDS = ("compile", "search", "score")
@@ -65,9 +65,9 @@ def of_hume(workdir: pathlib.Path) -> Row:
       UserError: it is not finished, or has no test rows.
     """
     config = figures.read_json(workdir / "config.json")
-    single = (workdir / "results.json").exists()
-    folders = [workdir] if single else sorted(p.parent for p in workdir.glob("seed_*/results.json"))
-    if not (config and folders) or (not single and len(folders) < len(config["seeds"])):
+    seeds = (config or {}).get("seeds", ())
+    folders = [workdir / f"seed_{seed}" for seed in seeds] or [workdir]
+    if not config or not all((folder / "results.json").exists() for folder in folders):
         raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
     found = [figures.read_json(folder / "results.json") for folder in folders]
     data = config["data"]["train"]
@@ -76,13 +76,12 @@ def of_hume(workdir: pathlib.Path) -> Row:
     if both:
         # The same search in either order.
         names.sort()
-    seeds = [config["seed"]] if single else [int(f.name.removeprefix("seed_")) for f in folders]
     kept = {part: config.get(part) for part in ("encoder", "search", "inner", "ensemble")}
     return Row(
         kept_labels.HUME,
         " and ".join(names) if both else " → ".join(names),
         f"votes of {len(found[0]['tasks'])} tasks",
-        tuple(f"seed {seed}" for seed in seeds),
+        tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
         tuple(float(sum(each["seconds"][part] for part in _SECONDS)) for each in found),
         json.dumps(kept, sort_keys=True),
@@ -94,11 +93,10 @@ def _paths(value: str | list[str]) -> str | tuple[str, ...]:
 
 
 def _test_labels(path: pathlib.Path) -> np.ndarray:
-    with path.open(encoding="utf-8") as file:
-        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == "test"]
-    if not labels:
+    labels = results.read_labels(path, "test")
+    if not len(labels):
         raise UserError(f"{path} has no test rows: the run was given none")
-    return np.array(labels)
+    return labels
 
 
 def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:

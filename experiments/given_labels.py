@@ -11,7 +11,6 @@ no search for its minimum ends at the given one.
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ml_collections import config_dict
 
 from hume_jax import planning, scoring
 from hume_jax.errors import UserError
+from hume_jax.report import results
 from hume_jax.representations import store
 
 NAMES = ("given", "found")
@@ -76,17 +76,12 @@ def compare(folder: pathlib.Path, penalties: Sequence[float] | None) -> dict[str
     return figures_at
 
 
-def _found(folder: pathlib.Path, setting: str) -> list[int]:
+def _found(folder: pathlib.Path, setting: str) -> np.ndarray:
     """The vote on the searched rows; rows of broken images are none, and have no label."""
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     searched = ("train",) if setting == "inductive" else ("train", "test")
-    return [
-        int(row["label"])
-        for split in searched
-        for row in rows
-        if row["split"] == split and row["label"] != "-1"
-    ]
+    path = folder / "labels.csv"
+    labels = np.concatenate([results.read_labels(path, split) for split in searched])
+    return labels[labels >= 0]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ split and temperature, float64, the inner fit solved until its gradient is below
 clipping.
 
 Prints a Markdown table: cosine (lowest and median over the tasks), ratio of the norms, and what is
-left of both linear and inner problems, the largest over tasks. The file has the figures of every
+left of both linear and inner problems, the largest over tasks. Where both gradients are zero, as
+those of a task whose labels are all hard, cosine and ratio are 1. The file has the figures of every
 task; stopped and started again, points that it holds are not computed anew.
 """
 
@@ -121,7 +122,6 @@ def converged_gradients(
     """The hypergradient at the solution of the inner problem, in the dtype of the arguments."""
 
     def solve(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
-        theta = task_encoder.orthonormalise(theta)
         y = task_encoder.labels(theta, subset.phi1_train, temperature, settings.labels)
         return tuple(
             inner_fit.minimise(
@@ -185,14 +185,25 @@ def compare(
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     return {
         "temperature": float(temperature),
-        "cosine": np.sum(a * b, axis=1) / (norm_a * norm_b),
-        "norm_ratio": norm_a / norm_b,
+        "cosine": _quotient(np.sum(a * b, axis=1), norm_a * norm_b, norm_a, norm_b),
+        "norm_ratio": _quotient(norm_a, norm_b, norm_a, norm_b),
         "norm": norm_b,
         "inner_residual": have.inner_residual,
         "adjoint_residual": have.adjoint_residual,
         "converged_inner_residual": want.inner_residual,
         "converged_adjoint_residual": want.adjoint_residual,
     }
+
+
+def _quotient(
+    above: np.ndarray, below: np.ndarray, norm_a: np.ndarray, norm_b: np.ndarray
+) -> np.ndarray:
+    """``above / below``; 1 where both gradients are zero and hence the same, 0 where one is.
+
+    Once all labels of a task are hard, sparsemax has no derivative left.
+    """
+    found = np.where((norm_a == 0) & (norm_b == 0), 1.0, 0.0)
+    return np.divide(above, below, out=found, where=(norm_a > 0) & (norm_b > 0))
 
 
 def report(found: dict[str, dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from ml_collections import config_dict
 
 from hume_jax.errors import UserError
 from hume_jax.representations import store
+from hume_jax.representations.arrays import formats
 
 FIELDS = ("phi1", "phi2", "labels")
 
@@ -97,7 +98,7 @@ def _path(config: config_dict.ConfigDict, split: str, field: str) -> pathlib.Pat
     value = config.data[split][field]
     if not (isinstance(value, str) and value.endswith(".npy")):
         raise UserError(f"data.{split}.{field} is {value!r}: one .npy file is needed")
-    return pathlib.Path(value)
+    return formats.find_array(value)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -22,7 +22,6 @@ with the last line of its OUT/NAME.log, and the others go on.
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import itertools
 import os
@@ -44,6 +43,7 @@ from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 from hume_jax.files import atomic_write
 from hume_jax.progress import count, duration
+from hume_jax.report import results
 
 # Longest name of a run's folder.
 _NAME = 100
@@ -291,16 +291,10 @@ def _agreement_of_votes(files: Sequence[pathlib.Path]) -> str:
     """How far the votes of each pair of seeds are the same labelling, on train rows."""
     if len(files) < 2:
         return "-"
-    votes = [_train_labels(path) for path in files]
+    votes = [results.read_labels(path, "train") for path in files]
     return figures.spread(
         [metrics.clustering_accuracy(a, b) for a, b in itertools.combinations(votes, 2)], 4
     )
-
-
-def _train_labels(path: pathlib.Path) -> np.ndarray:
-    with path.open(encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        return np.array([int(row["label"]) for row in rows if row["split"] == "train"])
 
 
 def _mean(values: Iterator[float]) -> float:

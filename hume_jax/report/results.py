@@ -282,6 +282,17 @@ def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.
         file.write(to_csv(splits).encode())
 
 
+def read_labels(path: str | os.PathLike[str], split: str) -> np.ndarray:
+    """Reads the labels of a split back from labels.csv.
+
+    Returns:
+      ``(n,)`` int64, -1 for none; empty where the file has no row of the split.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        labels = [int(row["label"]) for row in csv.DictReader(file) if row["split"] == split]
+    return np.array(labels, np.int64)
+
+
 def compared_split(tasks: Sequence[Mapping[str, Any]]) -> str | None:
     """Names the split on which the tasks' ACC is compared with their label-free scores.
 

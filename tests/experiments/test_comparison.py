@@ -68,6 +68,8 @@ def finished(arrays: list[str], tmp_path: pathlib.Path) -> pathlib.Path:
     data = {"train": {"phi1": "x/a_train.npy", "phi2": ["b_train.npy", "c.npy"]}}
     config = {"data": data, "search": {"spaces": "given"}, "seeds": [0, 1], "seed": 0}
     (run / "config.json").write_text(json.dumps(config))
+    # Of all seeds together, which is no result of one.
+    (run / "results.json").write_text(json.dumps({"seeds": [0, 1]}))
     other = tmp_path / "baselines"
     other.mkdir()
     rng = np.random.default_rng(0)

@@ -331,8 +331,8 @@ def test_hypergradient_accuracy(arrays, tmp_path, capsys):
     # Many steps, so that both gradients must agree.
     many = ["--config.inner.steps=300", "--config.inner.adjoint_steps=60"]
     # At the clusters of such data all labels are hard, and no gradient is left to compare.
-    many += ["--config.inner.penalty=1e-2", "--config.encoder.start=random"]
-    fields = [*arrays, *small, *many]
+    soft = ["--config.inner.penalty=1e-2", "--config.encoder.start=random"]
+    fields = [*arrays, *small, *many, *soft]
     command = ["--config=configs/arrays.py", f"--out={out}", "--adjoint_steps=60"]
     hypergradient_accuracy.main([*command, "--", *fields])
     printed = capsys.readouterr().out
@@ -354,6 +354,17 @@ def test_hypergradient_accuracy(arrays, tmp_path, capsys):
     assert rows_of(capsys.readouterr().out.split("\n\n")[1])[0][3:5] == ["0.25000", "0.50000"]
     with pytest.raises(UserError, match="other settings: give another --out"):
         hypergradient_accuracy.main([*command, "--tolerance=1e-3", "--", *fields])
+
+
+@pytest.mark.slow
+def test_hypergradient_accuracy_where_all_labels_are_hard(arrays, tmp_path):
+    out = tmp_path / "out.json"
+    few = ["--config.n_tasks=1", "--config.search.steps=1", "--config.search.anneal_steps=()"]
+    # Clusters of such data are its classes; a low temperature leaves no label soft.
+    fields = [*arrays, *few, "--config.encoder.temperature=1e-3"]
+    hypergradient_accuracy.main(["--config=configs/arrays.py", f"--out={out}", "--", *fields])
+    (entry,) = json.loads(out.read_text())["points"].values()
+    assert (entry["norm"], entry["cosine"], entry["norm_ratio"]) == ([0.0], [1.0], [1.0])
 
 
 def test_hypergradient_accuracy_needs_a_penalty(arrays, tmp_path):

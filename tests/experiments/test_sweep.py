@@ -16,6 +16,7 @@ import pytest
 
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
+from hume_jax.report import results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -147,6 +148,31 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     assert set(config.data.test.to_dict().values()) == {""}
     with pytest.raises(UserError, match="no factor is called 'rat', there are: all, default, rate"):
         sweep.jobs(parsed("experiments/ablations.py:rat", tmp_path))
+
+
+def test_ablations_on_arrays_that_are_made_first(tmp_path: pathlib.Path) -> None:
+    rows = sweep.jobs(parsed("experiments/ablations.py:rows", tmp_path))
+    assert [job.setting.get("variant", "all") for job in rows][::4] == [
+        "source=runs/subsets/rows_500",
+        "all",
+    ]
+    found = config_lib.load("experiments/ablations.py:rows,source=runs/subsets/rows_500")
+    assert found.data.train.phi2 == "runs/subsets/rows_500/effnet_lite2_train.npy"
+    assert set(found.data.test.to_dict().values()) == {""}
+    spaces = sweep.jobs(parsed("experiments/ablations.py:third_space", tmp_path))
+    assert [len(job.setting["data.train.phi2"]) for job in spaces if "both" in job.name][-1] == 2
+
+
+def test_the_prior_of_an_ablation_is_what_a_run_found(tmp_path: pathlib.Path) -> None:
+    config = f"experiments/ablations.py:imbalance,prior={tmp_path}"
+    with pytest.raises(UserError, match="the run that the prior is estimated by comes first"):
+        config_lib.load(config)
+    found = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 7, 8, 54])
+    splits = {"train": (found, found * 0.0, found * 0.0), "test": ([9] * 5, [0.0] * 5, [0.0] * 5)}
+    results.write_labels(tmp_path / "labels.csv", splits)
+    # The largest class first; the tenth was not found, and still has a share.
+    prior = config_lib.load(config).class_prior
+    np.testing.assert_allclose(prior, np.array([55, 9, 8, 7, 6, 5, 4, 3, 2, 1]) / 100, atol=1e-4)
 
 
 @pytest.mark.parametrize(
