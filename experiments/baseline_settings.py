@@ -1,0 +1,128 @@
+"""Settings of the baselines by their own losses: which value of a field a method itself prefers.
+
+    python experiments/baseline_settings.py --out=runs/baseline_settings \
+        --grid twist.learning_rate=0.001,0.003,0.01,0.03 spice.turns=20,40
+
+Where frozen features need other values than a method's paper has, they are chosen without a label:
+the value at which the method's own score, its loss at the end, is lowest in the mean over the
+starts. No label is opened. The agreement of the starts stands beside it.
+
+A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
+Writes table.md and table.csv.
+"""
+
+import argparse
+import copy
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import baselines
+import figures
+import numpy as np
+import pairs
+
+from hume_jax.baselines.methods import METHODS
+from hume_jax.core import aggregate
+from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
+
+HEAD = ("method", "field", "value", "starts", "own score", "agreement of the starts", "seconds")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument(
+        "--grid", nargs="+", required=True, metavar="METHOD.FIELD=VALUE,...", help="values to try"
+    )
+    parser.add_argument("--spaces", choices=baselines.SPACES, default="phi1")
+    parser.add_argument("--exchanged", action="store_true", help="exchange phi1 and phi2")
+    parser.add_argument("--starts", type=int, default=5, help="random starts of each value")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+def values_of(grid: str, spaces: str) -> tuple[baselines.Job, str, list[str]]:
+    """Method, field and values of one `METHOD.FIELD=VALUE,...`.
+
+    Raises:
+      UserError: it is not of that form, or the method takes labels.
+    """
+    name, _, values = grid.partition("=")
+    method, _, field = name.partition(".")
+    if not (field and values):
+        raise UserError(f"--grid {grid}: it is not of the form METHOD.FIELD=VALUE,...")
+    if method not in METHODS or METHODS[method].supervised:
+        unsupervised = [name for name, entry in METHODS.items() if not entry.supervised]
+        raise UserError(f"--grid {grid}: there are the methods {', '.join(unsupervised)}")
+    return baselines.Job(method, spaces), field, values.split(",")
+
+
+def tried(
+    job: baselines.Job, setting: str, pair: pairs.Pair, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What a method found with one value, stored or made now.
+
+    Raises:
+      UserError: what is stored was made with other settings.
+    """
+    own = copy.copy(options)
+    own.set = [f"{job.method}.{setting}"]
+    path = options.out / f"{job.method}-{setting}.npz"
+    if not path.exists():
+        arrays = baselines.run(job, pair, own)
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    if str(arrays["settings"]) != baselines.made_with(job, own):
+        raise UserError(f"{path} was made with other settings: delete it or give another --out")
+    return arrays
+
+
+def line(
+    job: baselines.Job, field: str, value: str, arrays: dict[str, Any], k: int
+) -> tuple[float, list[str]]:
+    """Mean own score of a value, and its line of the table."""
+    tasks = arrays["train"]
+    agreement = "-"
+    if len(tasks) > 1:
+        each = aggregate.mean_agreement(aggregate.agreement_matrix(tasks, k))
+        agreement = f"{np.mean(each):.4f}"
+    score = figures.spread(arrays["score"].astype(float).tolist(), 4)
+    took = f"{float(np.sum(arrays['seconds'])):.0f}"
+    cells = [METHODS[job.method].title, field, value, str(len(tasks)), score, agreement, took]
+    return float(np.mean(arrays["score"])), cells
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Tries all values, then prints and writes the table; the lowest score is in bold."""
+    options = parse_arguments(arguments)
+    asked = [values_of(grid, options.spaces) for grid in options.grid]
+    for job, field, values in asked:
+        for value in values:
+            baselines.settings_of(job.method, 2, [f"{job.method}.{field}={value}"])
+    config = figures.load_config(options.config, options.fields)
+    # Labels take no part, whatever the config names.
+    pair = pairs.load(config, exchanged=options.exchanged)._replace(labels={})
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for job, field, values in asked:
+        found = [
+            line(job, field, value, tried(job, f"{field}={value}", pair, options), pair.n_classes)
+            for value in values
+        ]
+        lowest = min(score for score, _ in found)
+        for score, cells in found:
+            cells[4] = f"**{cells[4]}**" if score == lowest else cells[4]
+            rows.append(cells)
+    print(figures.write_table(options.out, HEAD, rows))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])

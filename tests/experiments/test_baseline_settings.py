@@ -1,0 +1,57 @@
+"""Values of a baseline's settings, judged by its own loss."""
+
+import csv
+import pathlib
+import re
+
+import baseline_settings
+import pytest
+
+from hume_jax.errors import UserError
+
+
+def run(out: pathlib.Path, arrays: list[str], *grid: str) -> None:
+    options = ["--config=configs/arrays.py", f"--out={out}", "--starts=2", "--grid", *grid]
+    baseline_settings.main([*options, "--", *arrays])
+
+
+def test_values_are_judged_by_the_own_score(
+    arrays: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, grid = tmp_path / "out", ("kmeans.steps=1,50", "scan.passes=1")
+    run(out, arrays, *grid)
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["field"], row["value"]) for row in rows] == [
+        ("k-means", "steps", "1"),
+        ("k-means", "steps", "50"),
+        ("SCAN", "passes", "1"),
+    ]
+    # The loss of k-means falls with every step.
+    assert [row["own score"].startswith("**") for row in rows] == [False, True, True]
+    short, long = (float(re.findall(r"[\d.]+", row["own score"])[0]) for row in rows[:2])
+    assert long < short
+    printed = capsys.readouterr().out
+    # What is stored is not made again.
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.npz")}
+    assert len(times) == 3
+    run(out, arrays, *grid)
+    assert capsys.readouterr().out == printed
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.npz")} == times
+    with pytest.raises(UserError, match="was made with other settings"):
+        run(out, [*arrays, "--config.seed=1"], *grid)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("kmeans=3", "not of the form METHOD.FIELD=VALUE"),
+        ("probe.steps=3", "there are the methods kmeans, spherical_kmeans"),
+        ("kmeans.speed=3", "kmeans has no number called 'speed'"),
+    ],
+)
+def test_a_grid_that_will_not_do(
+    arrays: list[str], tmp_path: pathlib.Path, grid: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "out", arrays, grid)
