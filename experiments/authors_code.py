@@ -8,8 +8,9 @@ CHECKOUT is a clone of github.com/mlbio-epfl/turtle, github.com/HHU-MMBS/TEMI-of
 github.com/wvangansbeke/Unsupervised-Classification; PATH is a Python with PyTorch, SciPy,
 scikit-learn, Pillow and tqdm. Methods whose checkout is not given are left out. Their values are
 those of their commands (`authors_torch.py`): TEMI 100 passes at a batch of 1,024, SCAN the stage of
-Eq. 2; TURTLE takes as many steps as ours. Both see centred rows of unit norm, scaled to unit
-variance a column for TURTLE and TEMI. Labels are opened for the scores, after both have run.
+Eq. 2; TURTLE takes as many steps as ours. Heads of TEMI are trained together, in both. Both see
+centred rows of unit norm, scaled to unit variance a column for TURTLE and TEMI. Labels are opened
+for the scores, after both have run.
 
 Writes table.md, table.csv and table.json; what is finished is taken from OUT.
 """
@@ -56,6 +57,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     options.exchanged = False
+    # Theirs averages weights over the heads that it trains together.
+    options.set = ["temi.together=1", *options.set]
     return options
 
 

@@ -98,10 +98,10 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
         if owner != method:
             continue
         kind = type(getattr(settings, field, None))
-        if field not in settings._fields or kind not in (int, float):
+        if field not in settings._fields or kind not in (int, float, bool):
             raise UserError(f"--set {change}: {owner} has no number called {field!r}")
         try:
-            settings = settings._replace(**{field: kind(value)})
+            settings = settings._replace(**{field: kind(int(value) if kind is bool else value)})
         except ValueError as error:
             raise UserError(f"--set {change}: {error}") from error
     return settings

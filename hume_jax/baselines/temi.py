@@ -12,10 +12,10 @@ CIFAR-10 (github.com/HHU-MMBS/TEMI-official-BMVC2023, c6a81a6); rows are scaled 
 column, as their option `embed_norm` does. There 100 passes of 50,000 rows are 4,900 steps; smaller
 sets see fewer in a pass, so batch and rate are those of lowest loss on 9,469 rows, which takes no
 label: 256 at 1e-3 came to -1.14 in 20 passes, 1,024 at 1e-3 to -1.05 in 40, at 1e-4 to -0.32 in 40.
-The weights of a pair are averaged there over the heads; here a head has its own, as theirs has
-where there is one, so that heads do not depend on what runs beside them. They train many heads and
-keep the one of lowest loss, which `score` names. A head whose labels rest (fewer than 0.1 % of the
-rows change in each of `patience` passes) stops there.
+The weight of a pair is averaged there over the heads that are trained together, and `together` does
+so; without it a head has its own, as theirs has where there is one, and does not depend on what
+runs beside it. They train many heads and keep the one of lowest loss, which `score` names. A head
+whose labels rest (fewer than 0.1 % of the rows change in each of `patience` passes) stops there.
 """
 
 from typing import NamedTuple
@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     learning_rate: float = 1e-3  # AdamW's, for batches of 256
     weight_decay: float = 1e-4
     patience: int = 5  # passes in which labels rest before a head stops; 0: it never does
+    together: bool = False  # whether heads share the weights of pairs: the mean over all of them
     space: int = 0
 
     @property
@@ -132,7 +133,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
 
         def total(student: Head) -> tuple[Array, Array]:
             own = _split(_probabilities(student, views, settings))
-            each = loss(own, teacher, marginal, settings.beta)
+            each = loss(own, teacher, marginal, settings.beta, settings.together)
             return jnp.sum(each), each
 
         gradients, each = jax.grad(total, has_aux=True)(pair.student)
@@ -160,7 +161,11 @@ def score(state: State, data: Data, settings: Settings) -> Array:
 
 
 def loss(
-    student: tuple[Array, Array], teacher: tuple[Array, Array], marginal: Array, beta: float
+    student: tuple[Array, Array],
+    teacher: tuple[Array, Array],
+    marginal: Array,
+    beta: float,
+    together: bool = False,
 ) -> Array:
     """Eqs. 5 and 8, the mean over rows and over both ways.
 
@@ -169,12 +174,15 @@ def loss(
       teacher: the same of the teacher.
       marginal: ``(S, K)`` mean distribution.
       beta: exponent, at most 1.
+      together: whether the weight of a pair is its mean over the heads, one for all.
 
     Returns:
       ``(S,)``: ``-<q, q'> log sum_k (p_k q'_k)^beta / marginal_k``, student p on the one row and
       teacher q' on the other, weighted by the teacher's view of both.
     """
     weight = jnp.sum(teacher[0] * teacher[1], axis=-1)
+    if together:
+        weight = jnp.mean(weight, axis=0, keepdims=True)
     total = jnp.zeros(len(marginal), marginal.dtype)
     for own, other in ((student[0], teacher[1]), (student[1], teacher[0])):
         # Probabilities of float32 reach zero, where a power below one has no derivative.

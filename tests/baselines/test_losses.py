@@ -102,18 +102,20 @@ def test_twist() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_temi() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_temi(together: bool) -> None:
     p, q, t, u = (softmax(logits(seed)) for seed in range(4))
     marginal = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
     expected = np.zeros(S)
     for s in range(S):
         for i in range(N):
-            weight = t[s, i] @ u[s, i]
+            heads = range(S) if together else [s]
+            weight = np.mean([t[h, i] @ u[h, i] for h in heads])
             for own, other in ((p, u), (q, t)):
                 information = np.log(((own[s, i] * other[s, i]) ** 0.6 / marginal[s]).sum())
                 expected[s] -= weight * information / (2 * N)
     student, teacher = ((jnp.asarray(a), jnp.asarray(b)) for a, b in ((p, q), (t, u)))
-    found = temi.loss(student, teacher, jnp.asarray(marginal), 0.6)
+    found = temi.loss(student, teacher, jnp.asarray(marginal), 0.6, together)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -66,6 +66,11 @@ def test_settings_that_will_not_do(method: str, change: str, message: str) -> No
         baselines.settings_of(method, 3, [change])
 
 
+def test_settings_of_methods() -> None:
+    temi = baselines.settings_of("temi", 3, ["temi.together=1", "temi.passes=4", "scan.passes=9"])
+    assert (temi.together, temi.passes) == (True, 4)
+
+
 def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     few = [field for field in arrays if "test.labels" not in field]
     with pytest.raises(UserError, match="data.test.phi1, phi2 and labels are needed"):
