@@ -9,8 +9,8 @@ github.com/wvangansbeke/Unsupervised-Classification; PATH is a Python with PyTor
 scikit-learn, Pillow and tqdm. Methods whose checkout is not given are left out. Their values are
 those of their commands (`authors_torch.py`): TEMI 100 passes at a batch of 1,024, SCAN the stage of
 Eq. 2; TURTLE takes as many steps as ours. Heads of TEMI are trained together, in both. Both see
-centred rows of unit norm, scaled to unit variance a column for TURTLE and TEMI. Labels are opened
-for the scores, after both have run.
+centred rows of unit norm, scaled to a mean square of 1 a column for TURTLE and TEMI. Labels are
+opened for the scores, after both have run.
 
 Writes table.md, table.csv and table.json; what is finished is taken from OUT.
 """

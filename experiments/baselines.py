@@ -77,8 +77,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     found = []
     for name in options.methods:
         for spaces in options.spaces:
-            takes = {"one": spaces != "both", "two": spaces == "both"}
-            if takes.get(METHODS[name].spaces, True):
+            if spaces != "both" or METHODS[name].spaces == "several":
                 found.append(Job(name, spaces))
     return found
 

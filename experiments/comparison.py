@@ -10,7 +10,8 @@ and folders of `baselines.py`; without them, what `--keep` holds. With it the la
 rows are kept in that folder, and rows kept earlier stand in the table too. The first row, HUME in
 both spaces where it is there, is what the others are compared with. A method stands there twice:
 by its single starts, and by the vote of its better half by its own label-free score. HUME's vote
-is that of its run.
+is that of its run. Seconds are those of a vote: of all tasks of a seed of HUME, of all starts of
+another method.
 
 The difference in ACC to the first row has a 95 % interval of a paired bootstrap: test rows are
 drawn with replacement, the same for both methods, and seeds (or starts) of each of the two by
@@ -32,6 +33,7 @@ import kept as kept_labels
 import numpy as np
 import pairs
 from kept import Row
+from ml_collections import config_dict
 
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
@@ -40,6 +42,7 @@ from hume_jax.report import results
 
 RESAMPLES = 2000
 _SECONDS = ("compile", "search", "score")
+_PARTS = ("encoder", "search", "inner", "ensemble")
 HEAD = (
     "method", "spaces", "what", "test ACC", "test ARI", "test NMI", "ACC, first row minus this",
     "95 %", "seconds",
@@ -58,8 +61,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def of_hume(workdir: pathlib.Path) -> Row:
+def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     """The votes of a finished run.
+
+    Args:
+      workdir: of `hume_jax.main`.
+      usual: the dataset's config; settings that differ from it are named.
 
     Raises:
       UserError: it is not finished, or has no test rows.
@@ -76,15 +83,26 @@ def of_hume(workdir: pathlib.Path) -> Row:
     if both:
         # The same search in either order.
         names.sort()
-    kept = {part: config.get(part) for part in ("encoder", "search", "inner", "ensemble")}
+    kept = {part: config.get(part) for part in _PARTS}
     return Row(
         kept_labels.HUME,
         " and ".join(names) if both else " → ".join(names),
-        f"votes of {len(found[0]['tasks'])} tasks",
+        f"votes of {len(found[0]['tasks'])} tasks{_changes(kept, usual)}",
         tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
         tuple(float(sum(each["seconds"][part] for part in _SECONDS)) for each in found),
         json.dumps(kept, sort_keys=True),
+    )
+
+
+def _changes(kept: dict[str, Any], usual: config_dict.ConfigDict) -> str:
+    """Settings of a run that are not the dataset's usual ones; spaces are named by themselves."""
+    ours = json.loads(usual.to_json_best_effort())
+    return "".join(
+        f", {part}.{name}={value}"
+        for part, fields in kept.items()
+        for name, value in (fields or {}).items()
+        if f"{part}.{name}" != "search.spaces" and value != ours[part].get(name)
     )
 
 
@@ -115,9 +133,11 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         name, _, spaces = path.stem.rpartition("-")
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
+        exchanged = json.loads(str(arrays["settings"])).get("exchanged")
+        names = pair.names[::-1] if exchanged else pair.names
         row = Row(
             METHODS[name].title,
-            _space_names(pair, spaces),
+            _space_names((names[0], names[1]), spaces),
             _single(name, arrays, pair.n_classes),
             tuple(f"start {task}" for task in range(len(arrays["test"]))),
             arrays["test"],
@@ -141,9 +161,10 @@ def _single(name: str, arrays: dict[str, Any], n_classes: int) -> str:
     return f"{len(arrays['test'])} single starts{steps}"
 
 
-def _space_names(pair: pairs.Pair, spaces: str) -> str:
-    phi1, phi2 = pair.names
-    return {"phi1": phi1, "joined": f"{phi1}+{phi2}"}.get(spaces, f"{phi1} and {phi2}")
+def _space_names(names: tuple[str, str], spaces: str) -> str:
+    phi1, phi2 = names
+    both = {"joined": f"{phi1}+{phi2}", "both": f"{phi1} and {phi2}"}
+    return {"phi1": phi1, "phi2": phi2, **both}[spaces]
 
 
 def correct(row: Row, true: np.ndarray) -> np.ndarray:
@@ -245,8 +266,9 @@ def _place(row: Row) -> tuple[Any, ...]:
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
-    pair = pairs.load(figures.load_config(options.config, options.fields))
-    rows = [of_hume(workdir) for workdir in options.hume]
+    config = figures.load_config(options.config, options.fields)
+    pair = pairs.load(config)
+    rows = [of_hume(workdir, config) for workdir in options.hume]
     rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
     if options.keep:
         for row in rows:

@@ -38,7 +38,11 @@ class Row(NamedTuple):
 
 
 def write(folder: pathlib.Path, row: Row) -> None:
-    """Writes a row, a file for each of HUME's seeds and one for all starts of another method."""
+    """Writes a row, a file for each of HUME's seeds and one for all starts of another method.
+
+    Raises:
+      UserError: a file that is there holds what was made with other settings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if row.method == HUME:
         for i, name in enumerate(row.names):
@@ -53,7 +57,13 @@ def _write(folder: pathlib.Path, row: Row, name: str) -> None:
     words = [*row.kind, name]
     stem = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words if word)
     narrow = np.min_scalar_type(int(row.labels.max()))
-    with atomic_write(folder / f"{stem}.npz") as file:
+    path = folder / f"{stem}.npz"
+    if path.exists() and _read(path).made_with != row.made_with:
+        raise UserError(
+            f"{path} holds labels that were made with other settings: delete it if they are no "
+            "longer wanted, or give another --keep"
+        )
+    with atomic_write(path) as file:
         np.savez_compressed(file, **{**row._asdict(), "labels": row.labels.astype(narrow)})
 
 

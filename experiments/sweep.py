@@ -1,8 +1,8 @@
 """Runs the settings that a config file's `sweep()` lists, each as `python -m hume_jax.main`.
 
-    python experiments/sweep.py --config=experiments/ablations/adjoint.py --out=runs/adjoint
+    python experiments/sweep.py --config=experiments/ablations.py:adjoint --out=runs/adjoint
     python experiments/sweep.py --config=... --out=runs/adjoint --jobs=4
-    python experiments/sweep.py --config=... --out=runs/adjoint --launch=slurm \
+    python experiments/sweep.py --config=... --out=runs/adjoint --launch=slurm --jobs=8 \
         --sbatch="--partition=gpu --gres=gpu:1 --time=2:00:00"
     python experiments/sweep.py --config=... --out=runs/adjoint --launch=print
 
@@ -16,8 +16,8 @@ all of them stand behind a lone `--`.
 * `--launch=print` prints the commands, one a line.
 
 Started again, finished runs are kept, interrupted ones go on and failed ones are tried again. What
-is finished stands in OUT/table.md and OUT/table.csv, a line a setting; a run that fails is listed
-with the last line of its OUT/NAME.log, and the others go on.
+is finished stands in OUT/table.md, OUT/table.csv and the picture OUT/table.png, a line a setting; a
+run that fails is listed with the last line of its OUT/NAME.log, and the others go on.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,9 +50,9 @@ from hume_jax.report import results
 _NAME = 100
 _POLL_SECONDS = 0.2
 _SCRIPT = """#!/bin/bash
-#SBATCH --job-name={name}
+#SBATCH --job-name="{name}"
 #SBATCH --array=0-{last}%{jobs}
-#SBATCH --output={out}/slurm-%A_%a.log
+#SBATCH --output="{out}/slurm-%A_%a.log"
 {options}cd {folder} || exit 1
 bash -c "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {commands})"
 """
@@ -65,6 +66,7 @@ class Job(NamedTuple):
     seeds: tuple[int, ...]
     command: tuple[str, ...]
     workdir: pathlib.Path
+    config_hash: str = ""  # of its config; '' takes what is there
 
     @property
     def results(self) -> list[pathlib.Path]:
@@ -75,8 +77,11 @@ class Job(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether it is done."""
-        return all(path.exists() for path in self.results)
+        """Whether it is done, with these settings: defaults may have changed since."""
+        if not all(path.exists() for path in self.results):
+            return False
+        stored = figures.read_json(self.workdir / "results.json").get("config_hash", "")
+        return self.config_hash in ("", stored)
 
     @property
     def log(self) -> pathlib.Path:
@@ -126,12 +131,13 @@ def _job(
     fields += options.fields
     fields.append(f"--config.seed={seeds[0]}" if len(seeds) == 1 else f"--config.seeds={(*seeds,)}")
     try:
-        figures.load_config(spec, fields)
+        config = figures.load_config(spec, fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     workdir = options.out.resolve() / name
     command = (sys.executable, "-m", "hume_jax.main", f"--config={spec}", *fields)
-    return Job(name, dict(setting), tuple(seeds), (*command, f"--workdir={workdir}"), workdir)
+    command = (*command, f"--workdir={workdir}")
+    return Job(name, dict(setting), tuple(seeds), command, workdir, config_lib.config_hash(config))
 
 
 def _text(value: Any) -> str:
@@ -201,10 +207,12 @@ def _start(job: Job, cores: set[int]) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _stopping(running: Mapping[subprocess.Popen[bytes], Any]) -> Iterator[None]:
-    """Ends what still runs when this does."""
+    """Ends what still runs when this does, by SIGTERM too."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in running:
             process.terminate()
         for process in running:
@@ -287,6 +295,29 @@ def _line(
     return line
 
 
+def picture(finished: Sequence[Job]) -> tuple[list[tuple[str, list[float], float]], str]:
+    """A line a setting for `figures.draw_methods`, a dot a seed, and what the axis says.
+
+    ACC of the votes where labels were given, of rows that no search saw if there are any; the mean
+    agreement of the tasks without labels.
+    """
+    found = [[figures.read_json(path) for path in job.results] for job in finished]
+    every = [each for files in found for each in files]
+    shown = [s for s in ("test", "train", "all") if all(s in each["ensemble"] for each in every)]
+
+    def value(each: dict[str, Any]) -> float:
+        if shown:
+            return float(each["ensemble"][shown[0]]["acc"])
+        return _mean(task["agreement"] for task in each["tasks"])
+
+    lines = []
+    for job, files in zip(finished, found, strict=True):
+        name = ", ".join(f"{field}={_text(value)}" for field, value in job.setting.items())
+        values = [value(each) for each in files]
+        lines.append((name or "as configured", values, float(np.mean(values))))
+    return lines, f"ACC of the vote, {shown[0]} rows" if shown else "mean agreement of the tasks"
+
+
 def _agreement_of_votes(files: Sequence[pathlib.Path]) -> str:
     """How far the votes of each pair of seeds are the same labelling, on train rows."""
     if len(files) < 2:
@@ -307,6 +338,7 @@ def report(all_jobs: Sequence[Job], out: pathlib.Path) -> str:
     text = ""
     if finished:
         text = figures.write_table(out, *collect(finished))
+        figures.draw_methods(out / "table.png", *picture(finished))
     missing = [f"* {job.name}: {_last_line(job)}" for job in all_jobs if not job.finished]
     if missing:
         text += f"\n\nnot finished, {len(missing)} of {count(len(all_jobs), 'run')}:\n"

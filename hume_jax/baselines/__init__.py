@@ -1,1 +1,1 @@
-"""What a reader compares with: a floor without labels, a ceiling with them."""
+"""Other methods on the same representations: without labels, and with them as a ceiling."""

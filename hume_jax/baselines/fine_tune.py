@@ -1,11 +1,12 @@
 """A supervised head: what a network on top of the frozen representation gets from the labels.
 
-The ceiling beside the linear probe. A head of one hidden layer is trained on the true labels of
-nine tenths of the train rows; the pass of highest accuracy on the other tenth is kept. What a full
-fine-tune would also change, the encoder below, stays as it is.
+The ceiling beside the linear probe: the cross-entropy ``-mean_x log softmax(h(x))_y(x)`` of a
+network h of one hidden layer, minimised by AdamW (Loshchilov & Hutter, ICLR 2019). The head is
+trained on the true labels of nine tenths of the train rows; the pass of highest accuracy on the
+other tenth is kept. What a full fine-tune would also change, the encoder below, stays as it is.
 
-AdamW with its usual rate and decay; the number of hidden units, batches and passes are those of the
-other heads of this folder.
+Rate and decay are AdamW's usual ones; the number of hidden units, batches and passes are those of
+the other heads of this folder.
 """
 
 from typing import NamedTuple

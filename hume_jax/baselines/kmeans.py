@@ -4,9 +4,12 @@ Twice: as a method of this folder, many seeds at a time from rows in memory (`in
 `predict`, `score`), and as the floor beside every run of the search, `kmeans`, which reads rows
 from anywhere within a bound on memory and leaves the work to scikit-learn.
 
-The method is Lloyd's algorithm from starts by k-means++ (Arthur & Vassilvitskii, SODA 2007); the
-start of lowest inertia is kept. Spherical k-means (Dhillon & Modha, Machine Learning 2001) has
-centres of unit norm. A cluster that loses all of its rows keeps its centre.
+The method is Lloyd's algorithm (Lloyd, IEEE Transactions on Information Theory 1982) from starts by
+k-means++ (Arthur & Vassilvitskii, SODA 2007): rows go to the nearest centre, centres to the mean of
+their rows, which lowers the inertia ``sum_x min_k |x - c_k|^2`` until nothing changes; the start
+where it is lowest is kept. Spherical k-means (Dhillon & Modha, Machine Learning 2001) has centres
+of unit norm, the direction of that mean, and raises ``sum_x max_k <x, c_k>``. A cluster that loses
+all of its rows keeps its centre.
 """
 
 import os

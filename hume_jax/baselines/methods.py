@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     module: ModuleType  # a `running.Method`
     settings: Callable[[int], running.Settings]  # of the number of classes
     neighbours: int = 0  # nearest neighbours of each row that it looks at
-    spaces: str = "one"  # how many spaces it looks at: 'one', 'several' (one or more) or 'two'
+    spaces: str = "one"  # how many spaces it looks at: 'one', or 'several' (one or two)
     supervised: bool = False  # whether it is given true labels
 
 

@@ -8,12 +8,15 @@ reliable labels, and on its own sure labels of the other rows (section III-D, Fi
 
 Kept: prototypes of the surest half of n / K rows, n / K rows nearest to each, balanced and
 overlapping as there; a head of one hidden layer whose cross-entropy is taken of its softmax's
-output, Adam at 0.005; a row is reliable where 0.95 of its 100 neighbours agree; sure labels are
-above 0.95. Left out: the encoder's training in the last stage, and augmented images: the view that
-a label is taught on is the row itself at first, and a random neighbour of it in the last stage.
-There a batch teaches 10 heads and the one of lowest loss is kept, which `score` names. Theirs sees
-100 turns of 8 repeats on batches of 5,000; here there are 20 at most, and turns end when labels
-rest (fewer than 0.1 % of the rows change in each of `patience` turns).
+output, Adam at 0.005, 8 repeats on batches of 5,000; a row is reliable where 0.95 of its 100
+neighbours agree, as in the paper (the released code asks for other shares for some datasets, for
+sure rows and for equally many of each class besides); sure labels are above 0.95. Left out: the
+encoder's training in the last stage, and augmented images: the view that a label is taught on is
+the row itself at first, and a random neighbour of it in the last stage. There a batch teaches 10
+heads and the one of lowest loss is kept; here every start is a head, and `score` is its loss on the
+batch of its last turn. Theirs takes 100 passes over the rows for its turns; here there are 20 turns
+at most, and they end when labels rest (fewer than 0.1 % of the rows change in each of `patience`
+turns).
 """
 
 from typing import NamedTuple
@@ -28,7 +31,7 @@ from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
-    """The authors' for STL-10, but for the number of passes. Static under jit."""
+    """The paper's, but for turns, passes and the rate of the last stage. Static under jit."""
 
     n_classes: int
     hidden: int = 512

@@ -9,7 +9,8 @@ label (Eq. 12).
 Kept: all of it, weight normalisation of the encoders and cold or warm starts included. The method
 is made for frozen features, so nothing is left out. Its authors take features as they are stored,
 which for their encoders are far longer than one; their rates hardly move a model on rows of unit
-norm, so these are scaled to unit variance a column.
+norm, so these are scaled to a mean square of 1 a column. `score` is the objective that the search
+ends at; their script can instead choose among searches by cross-validated accuracy.
 A search whose labels rest (fewer than 0.1 % of the rows change in each of `patience` looks that are
 `look` steps apart) stops there, which needs no true label to see.
 """
@@ -192,7 +193,7 @@ def objective(
 
 
 def _scaled(spaces: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Rows of unit norm as rows of unit variance a column."""
+    """Rows of unit norm as rows with a mean square of 1 a column."""
     return tuple(x * x.shape[1] ** 0.5 for x in spaces)
 
 

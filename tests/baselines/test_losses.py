@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
 
 from hume_jax.baselines import heads, scan, self_classifier, spice, temi, turtle, twist
+from hume_jax.baselines.method import Data
 
 S, N, K = 2, 6, 3
 
@@ -22,23 +24,36 @@ def logits(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(S, N, K))
 
 
-def scan_loss(own: jax.Array, near: jax.Array) -> jax.Array:
+# Logits of two views, and the same again for what is constant in the loss: a teacher, labels.
+Views = tuple[jax.Array, jax.Array]
+
+
+def scan_loss(own: jax.Array, near: jax.Array, _: Views) -> jax.Array:
     own, near = jax.nn.log_softmax(own), jax.nn.log_softmax(near)
     return scan.consistency(own, near) - 5 * scan.entropy(own)
 
 
-def temi_loss(own: jax.Array, near: jax.Array) -> jax.Array:
+def self_labelling_loss(_: jax.Array, near: jax.Array, fixed: Views) -> jax.Array:
+    return scan.self_labelling(fixed[0], jax.nn.log_softmax(near), 0.4)
+
+
+def temi_loss(own: jax.Array, near: jax.Array, fixed: Views) -> jax.Array:
     p, q = jax.nn.softmax(own), jax.nn.softmax(near)
-    teacher = (jax.nn.softmax(2 * jnp.asarray(logits(2))), jax.nn.softmax(jnp.asarray(logits(3))))
-    marginal = jnp.broadcast_to(jnp.array([0.5, 0.3, 0.2], own.dtype), (S, K))
-    return temi.loss((p, q), teacher, marginal, 0.6)
+    teacher = (jax.nn.softmax(2 * fixed[0]), jax.nn.softmax(fixed[1] - fixed[0]))
+    return temi.loss((p, q), teacher, jnp.mean(teacher[0], axis=1), 0.6)
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+def spice_loss(own: jax.Array, _: jax.Array, fixed: Views) -> jax.Array:
+    return spice.taught(own, jnp.argmax(fixed[1], axis=-1))
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array, Views], jax.Array]] = {
     "scan": scan_loss,
-    "self_classifier": self_classifier.cross_entropy,
-    "twist": lambda own, near: twist.loss(own, near, 1.0, 0.7),
+    "self-labelling of scan": self_labelling_loss,
+    "self_classifier": lambda own, near, _: self_classifier.cross_entropy(own, near),
+    "twist": lambda own, near, _: twist.loss(own, near, 1.0, 0.7),
     "temi": temi_loss,
+    "spice": spice_loss,
 }
 
 
@@ -46,18 +61,16 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     with jax.enable_x64(True):
         arguments = tuple(jnp.asarray(logits(seed)) for seed in (0, 1))
-        total = jax.jit(lambda *z: jnp.sum(LOSSES[name](*z)))
+        total = jax.jit(lambda *z: jnp.sum(LOSSES[name](*z, arguments)))
         check_grads(total, arguments, order=1, modes=["rev"])
 
 
-@pytest.mark.parametrize("name", ["scan", "self_classifier", "twist"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_classes_may_change_places(name: str) -> None:
-    one, other = logits(0), logits(1)
-    order = [2, 0, 1]
+    views = jnp.asarray(logits(0)), jnp.asarray(logits(1))
+    moved = tuple(z[..., jnp.array([2, 0, 1])] for z in views)
     np.testing.assert_allclose(
-        LOSSES[name](jnp.asarray(one), jnp.asarray(other)),
-        LOSSES[name](jnp.asarray(one[..., order]), jnp.asarray(other[..., order])),
-        rtol=1e-5,
+        LOSSES[name](*views, views), LOSSES[name](*moved, (moved[0], moved[1])), rtol=1e-5
     )
 
 
@@ -170,6 +183,65 @@ def test_turtle() -> None:
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), tuple(encoders))
         check_grads(jax.jit(loss), (wide,), order=1, modes=["rev"])
+
+
+def test_classes_of_turtle_may_change_places() -> None:
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(N, 4)))
+    v, w = (jnp.asarray(rng.normal(size=(S, 4, K))) for _ in range(2))
+    length, b, c = (jnp.asarray(rng.uniform(0.5, 2, size=(S, K))) for _ in range(3))
+    order = jnp.array([2, 0, 1])
+    one, other = (
+        turtle.objective(
+            (turtle.Encoder(v[..., p], length[..., p], b[..., p]),),
+            (heads.Linear(w[..., p], c[..., p]),),
+            (x,),
+            10.0,
+        )
+        for p in (jnp.arange(K), order)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_linear_models_of_turtle_take_steps_of_adam() -> None:
+    rng = np.random.default_rng(4)
+    x, labels = rng.normal(size=(N, 4)), softmax(logits(5))
+    start = {"w": rng.normal(size=(S, 4, K)), "b": rng.normal(size=(S, K))}
+    settings = turtle.Settings(K, inner_steps=3, inner_learning_rate=0.1)
+    models = (heads.Linear(*(jnp.asarray(start[n], jnp.float32) for n in "wb")),)
+    optimiser = optax.adam(0.1).init(models)
+    (found,), _ = turtle._fit(
+        models, optimiser, (jnp.asarray(x, jnp.float32),), jnp.asarray(labels), settings
+    )
+    now = {n: a.copy() for n, a in start.items()}
+    m, v = ({n: np.zeros_like(a) for n, a in start.items()} for _ in range(2))
+    for t in range(1, 4):
+        apart = softmax(np.einsum("nd,sdk->snk", x, now["w"]) + now["b"][:, None]) - labels
+        g = {"w": np.einsum("nd,snk->sdk", x, apart) / N, "b": apart.mean(axis=1)}
+        for n in now:
+            m[n] = 0.9 * m[n] + 0.1 * g[n]
+            v[n] = 0.999 * v[n] + 0.001 * g[n] ** 2
+            now[n] -= 0.1 * m[n] / (1 - 0.9**t) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8)
+    np.testing.assert_allclose(found.w, now["w"], rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(found.b, now["b"], rtol=2e-3, atol=1e-4)
+
+
+def test_the_last_layer_of_temi_rests_at_first_and_biases_do_not_decay() -> None:
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.normal(size=(12, 4)), jnp.float32)
+    data = Data((x,), jnp.asarray(rng.integers(0, 12, (12, 3)), jnp.int32))
+    settings = temi.Settings(K, hidden=6, bottleneck=5, batch=4, warmup=1, weight_decay=0.5)
+    first = temi.init(0, jnp.arange(2), data, settings)
+    step = jax.jit(temi.step, static_argnums=3)
+    second, _ = step(first, 0, data, settings)
+    third, _ = step(second, 0, data, settings)
+    states = [state.pair.student for state in (first, second, third)]
+    direction = [s.v / np.linalg.norm(s.v, axis=1, keepdims=True) for s in states]
+    # It shrinks by its decay alone.
+    np.testing.assert_allclose(direction[1], direction[0], atol=1e-5)
+    assert np.abs(direction[2] - direction[1]).max() > 1e-4
+    decayed = temi._decayed(states[0])
+    assert (decayed.first, decayed.v, decayed.length) == (heads.Linear(True, False), True, True)
 
 
 def test_batches_hold_every_row_once_but_for_those_left_over() -> None:

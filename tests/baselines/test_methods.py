@@ -49,10 +49,15 @@ def rows(distance: float = 4.0, seed: int = 0) -> tuple[tuple[np.ndarray, ...], 
     return tuple(spaces), true
 
 
+# Every method on one space, and those that take two on both.
+CASES = [(name, 1) for name in METHODS]
+CASES += [(name, 2) for name, entry in METHODS.items() if entry.spaces == "several"]
+
+
 def data_of(name: str, spaces: tuple[np.ndarray, ...], true: np.ndarray) -> Data:
-    """What a method is given of two spaces."""
+    """What a method is given of these spaces."""
     entry = METHODS[name]
-    used = spaces if entry.spaces == "two" else spaces[:1]
+    used = spaces
     near = jnp.asarray(neighbours(used[0], NEAR)) if entry.neighbours else None
     labels = jnp.asarray(true, jnp.int32) if entry.supervised else None
     return Data(tuple(map(jnp.asarray, used)), near, labels)
@@ -70,10 +75,10 @@ def run(
     return labels, running.score(entry.module, settings, fitted.state, data)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_finds_separate_clusters(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), CASES)
+def test_finds_separate_clusters(name: str, count: int) -> None:
     spaces, true = rows()
-    data = data_of(name, spaces, true)
+    data = data_of(name, spaces[:count], true)
     labels, scores = run(name, data, (0, 1, 2))
     assert (labels.dtype, labels.shape, scores.shape) == (np.int32, (3, N), (3,))
     best = labels[np.argmin(scores)]
@@ -83,9 +88,10 @@ def test_finds_separate_clusters(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_tasks_do_not_depend_on_their_batch(name: str) -> None:
-    data = data_of(name, *rows())
+@pytest.mark.parametrize(("name", "count"), CASES)
+def test_tasks_do_not_depend_on_their_batch(name: str, count: int) -> None:
+    spaces, true = rows()
+    data = data_of(name, spaces[:count], true)
     labels, scores = run(name, data, (0, 1, 2))
     alone, score = run(name, data, (1,))
     assert (alone[0] == labels[1]).mean() > 0.99
@@ -97,14 +103,20 @@ DIVIDE = ("kmeans", "scan", "self_classifier", "turtle")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in DIVIDE else pytest.mark.slow) for n in METHODS]
+    ("name", "count"),
+    [
+        pytest.param(name, count, marks=() if name in DIVIDE and count == 1 else pytest.mark.slow)
+        for name, count in CASES
+    ],
 )
-def test_rows_that_are_equal_and_one_large_cluster_give_finite_scores(name: str) -> None:
+def test_rows_that_are_equal_and_one_large_cluster_give_finite_scores(
+    name: str, count: int
+) -> None:
     # Two different points, one of them nearly all of the rows, where three classes are asked for.
     true = (np.arange(N) < 12).astype(int)
     point = np.random.default_rng(0).normal(size=(2, D))
     spaces = (unit(point[true]), unit(point[true][:, ::-1]))
-    labels, scores = run(name, data_of(name, spaces, true), (0, 1, 2))
+    labels, scores = run(name, data_of(name, spaces[:count], true), (0, 1, 2))
     assert np.isfinite(scores).all()
     assert labels.min() >= 0
     assert labels.max() < K
@@ -117,10 +129,4 @@ def test_turtle_finds_in_a_second_space_what_the_first_does_not_show() -> None:
     spaces, true = rows()
     merged = unit(np.where((true == 1)[:, None], spaces[0][true == 2].mean(axis=0), spaces[0]))
     labels, scores = run("turtle", Data((jnp.asarray(merged), jnp.asarray(spaces[1]))), (0, 1, 2))
-    assert metrics.clustering_accuracy(labels[np.argmin(scores)], true) > 0.95
-
-
-def test_twist_takes_the_second_space_for_the_other_view() -> None:
-    spaces, true = rows()
-    labels, scores = run("twist", Data(tuple(map(jnp.asarray, spaces))), (0, 1, 2))
     assert metrics.clustering_accuracy(labels[np.argmin(scores)], true) > 0.95

@@ -4,8 +4,10 @@ import json
 import pathlib
 
 import comparison
+import figures
 import kept
 import numpy as np
+import pairs
 import pytest
 
 from hume_jax.errors import UserError
@@ -117,6 +119,28 @@ def test_a_table_of_everything(
     assert (finished / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_are_named_by_what_they_were_made_with(
+    finished: pathlib.Path, arrays: list[str]
+) -> None:
+    path = finished / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["encoder"] = {"start": "rows"}
+    path.write_text(json.dumps(config))
+    path = finished / "baselines" / "kmeans-phi1.npz"
+    arrays_of = dict(np.load(path))
+    settings = json.loads(str(arrays_of["settings"])) | {"exchanged": True}
+    np.savez(path, **{**arrays_of, "settings": json.dumps(settings)})
+    comparison.main(command(finished, arrays))
+    rows = json.loads((finished / "out" / "table.json").read_text())["rows"]
+    assert rows[0]["what"] == "votes of 4 tasks, encoder.start=rows, 2 seeds"
+    spaces = {row["method"]: row["spaces"] for row in rows}
+    config = figures.load_config("configs/arrays.py", arrays)
+    names = [pairs.space_name(config.data.train[field]) for field in ("phi1", "phi2")]
+    assert spaces["supervised linear probe"] == names[0]
+    assert spaces["k-means"] == names[1]
+    assert spaces["TURTLE, cold start"] == " and ".join(names)
+
+
 def test_what_is_not_finished_is_named(finished: pathlib.Path, arrays: list[str]) -> None:
     with pytest.raises(UserError, match="has no results of baselines.py"):
         comparison.main(command(finished, arrays, f"--baselines={finished / 'run'}"))
@@ -152,6 +176,8 @@ def test_what_cannot_be_one_row_is_named(tmp_path: pathlib.Path) -> None:
     kept.write(tmp_path, one._replace(names=("seed 1",), made_with="y"))
     with pytest.raises(UserError, match="different settings"):
         kept.read(tmp_path)
+    with pytest.raises(UserError, match="holds labels that were made with other settings"):
+        kept.write(tmp_path, one._replace(made_with="z"))
     np.savez(tmp_path / "other.npz", labels=np.zeros(3))
     with pytest.raises(UserError, match="other.npz is no file of labels"):
         kept.read(tmp_path)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -216,6 +217,7 @@ def test_a_failure_is_listed_and_tried_again_and_the_others_go_on(
     assert [row["field"] for row in rows] == ["a", "c", "d"]
     assert rows[0]["test ACC"] == "0.750"
     assert rows[0]["best objective"] == "0.5000"
+    assert (tmp_path / "table.png").stat().st_size > 1000
 
     mended = [stub(tmp_path, name) for name in names]
     waiting = [job for job in mended if not job.finished]
@@ -223,6 +225,29 @@ def test_a_failure_is_listed_and_tried_again_and_the_others_go_on(
     sweep.run_locally(waiting, 3)
     assert [starts(tmp_path, name) for name in names] == [1, 2, 1, 1]
     assert "not finished" not in sweep.report(mended, tmp_path)
+
+
+def test_what_other_settings_made_is_not_finished(tmp_path: pathlib.Path) -> None:
+    """Names of folders hold what a setting changes; the defaults below may have changed."""
+    job = sweep.Job("base", {}, (0,), (), tmp_path, "now")
+    for found, finished in (("before", False), ("now", True)):
+        (tmp_path / "results.json").write_text(json.dumps({"config_hash": found}))
+        assert job.finished is finished
+    asked = parsed("experiments/ablations.py:default", tmp_path)
+    (usual,) = sweep.jobs(asked)
+    asked.fields = ["--config.n_tasks=3"]
+    (other,) = sweep.jobs(asked)
+    assert usual.name == other.name
+    assert usual.config_hash != other.config_hash
+
+
+def test_the_picture_shows_agreement_where_there_is_no_label(tmp_path: pathlib.Path) -> None:
+    job = sweep.Job("base", {"field": 1}, (0,), (), tmp_path)
+    found = {"ensemble": {}, "tasks": [{"agreement": 0.5}, {"agreement": 0.75}]}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    lines, label = sweep.picture([job])
+    assert lines == [("field=1", [0.625], 0.625)]
+    assert label == "mean agreement of the tasks"
 
 
 def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
@@ -261,7 +286,9 @@ def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.terminate()
-    first.wait()
+    assert first.wait() == 128 + signal.SIGTERM
+    # What it had started ended with it, and holds no lock of its workdir.
+    assert not subprocess.run(["pgrep", "-f", f"{tmp_path}/b "], stdout=subprocess.PIPE).stdout
     subprocess.run([sys.executable, str(script), "0"], env=environment, check=True)
     assert [starts(tmp_path, name) for name in "ab"] == [1, 2]
     assert (tmp_path / "b" / "results.json").exists()
