@@ -13,7 +13,6 @@ runs cost.
 
 import argparse
 import functools
-import os
 import pathlib
 import sys
 import tempfile
@@ -121,21 +120,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "n_classes": settings.n_classes,
         "subset": shards * (settings.train_rows + settings.test_rows),
         "block": options.block,
-        "device": device(),
+        "device": figures.device(),
         "sizes": options.sizes,
         "compile_seconds": [batch.compile_seconds for batch in batches.values()],
         "step_seconds": list(seconds.values()),
     }
-
-
-def device() -> str:
-    """What the figures were taken on, in words."""
-    found = jax.devices()[0]
-    if found.platform != "cpu":
-        return found.device_kind
-    # A process may be held to fewer cores than there are, where the system has such a thing.
-    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return f"{len(allowed(0))} CPU cores"
 
 
 def report(found: dict[str, Any]) -> str:

@@ -17,7 +17,8 @@ The difference in ACC to the first row has a 95 % interval of a paired bootstrap
 drawn with replacement, the same for both methods, and seeds (or starts) of each of the two by
 itself. Which found class stands for which given one stays as it is on all rows.
 
-Writes OUT/table.md, table.csv, table.json and table.png.
+Writes OUT/table.md, table.csv, table.json and table.png, and summary.md with the first row between
+the best of the others.
 """
 
 import argparse
@@ -256,6 +257,23 @@ def closed(found: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best of k-means, the best of the others, the first row, and the best with labels."""
+    supervised = {entry.title for entry in METHODS.values() if entry.supervised}
+
+    def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [max(rows, key=lambda row: float(np.mean(row["acc"])))] if rows else []
+
+    floors = [row for row in found if "k-means" in row["method"]]
+    ceilings = [row for row in found if row["method"] in supervised]
+    others = [
+        row
+        for row in found
+        if row["method"] != found[0]["method"] and row not in floors and row not in ceilings
+    ]
+    return [*best(floors), *best(others), found[0], *best(ceilings)]
+
+
 def _place(row: Row) -> tuple[Any, ...]:
     """HUME first, then the methods as `hume_jax.baselines.methods` lists them."""
     titles = [entry.title for entry in METHODS.values()]
@@ -288,6 +306,8 @@ def main(arguments: Sequence[str]) -> None:
         "ACC on test rows; dots: seeds or starts, bar: their mean",
     )
     print(figures.write_table(options.out, HEAD, [line(entry) for entry in found]))
+    short = [line(entry)[: HEAD.index("test NMI") + 1] for entry in summary(found)]
+    figures.write_table(options.out, HEAD[: len(short[0])], short, "summary")
     if share:
         print(f"\n{share}")
 

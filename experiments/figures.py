@@ -5,12 +5,14 @@ import contextlib
 import csv
 import io
 import json
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -116,6 +118,16 @@ def build(config: config_dict.ConfigDict) -> Problem:
     )
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     return Problem(data, plan.settings, log_prior, n)
+
+
+def device() -> str:
+    """What the figures were taken on, in words."""
+    found = jax.devices()[0]
+    if found.platform != "cpu":
+        return found.device_kind
+    # A process may be held to fewer cores than there are, where the system has such a thing.
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return f"{len(allowed(0))} CPU cores"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import batch_cost
 import figures
 import numpy as np
 
@@ -77,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "rows": options.rows,
         "columns": options.columns,
         "count": options.count,
-        "device": batch_cost.device(),
+        "device": figures.device(),
         "seconds": seconds,
         # Rounding decides between cosines that are equal but for the last digits.
         "same": {name: float(np.mean(found == sets["jax"])) for name, found in sets.items()},

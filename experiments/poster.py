@@ -14,7 +14,8 @@ these are unpacked here (`configs/stl10.py`). A published figure comes from anot
 protocol than the row beside it, so the two columns tell what a system reaches, not which method is
 better.
 
-Writes a Markdown table, CSV, JSON and a picture for each: OUT/TABLE.md and so on.
+Writes a Markdown table, CSV, JSON and a picture for each: OUT/TABLE.md and so on;
+TABLE_notes.md has source, commands, seeds and the machine.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import figures
@@ -31,6 +32,7 @@ import pairs
 
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
+from hume_jax.files import atomic_write
 
 SCORES = ("acc", "ari")
 SOURCE = "arXiv:2311.02940, Tables 1 to 3; SCAN, SPICE, Twist and Self-classifier as reported there"
@@ -174,8 +176,8 @@ def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return cells
 
 
-def write(name: str, cells: dict[str, Any], out: pathlib.Path) -> str:
-    """Writes a table's files; returns the Markdown with what stands below it."""
+def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
+    """Writes a table's files; returns the Markdown with the notes that stand below it."""
     head = ["ACC / ARI, %"]
     head += [f"{dataset}, {who}" for dataset in cells for who in ("published", "ours")]
     rows = []
@@ -191,10 +193,10 @@ def write(name: str, cells: dict[str, Any], out: pathlib.Path) -> str:
                 else "not run: arrays needed"
             )
         rows.append(row)
-    figures.write_json(out / f"{name}.json", cells)
-    text = figures.write_table(out, head, rows, name)
+    figures.write_json(options.out / f"{name}.json", cells)
+    text = figures.write_table(options.out, head, rows, name)
     figures.draw_methods(
-        out / f"{name}.png",
+        options.out / f"{name}.png",
         [
             (
                 f"{dataset}: {TITLES[method]}",
@@ -206,12 +208,21 @@ def write(name: str, cells: dict[str, Any], out: pathlib.Path) -> str:
         ],
         "ACC on test rows, %; bar: published, dots: ours, a seed or start each",
     )
-    notes = [f"Published: {SOURCE}."]
+    notes = "\n".join(_notes(cells, options))
+    with atomic_write(options.out / f"{name}_notes.md") as file:
+        file.write(f"{notes}\n".encode())
+    return f"{text}\n\n{notes}"
+
+
+def _notes(cells: dict[str, Any], options: argparse.Namespace) -> Iterator[str]:
+    """Where the figures come from: a source, commands, seeds, the machine."""
+    yield f"Published: {SOURCE}."
+    seeds = " ".join(map(str, options.seeds))
+    yield f"Ours: seeds {seeds} of HUME, as many starts of the others; {figures.device()}."
     for dataset, cell in cells.items():
-        if cell["why"]:
-            notes.append(f"\n{dataset} was not run: {cell['why']} The commands:\n")
-            notes += [f"    {command}" for command in cell["commands"]]
-    return "\n".join([text, "", *notes])
+        how = f"was not run: {cell['why']} The commands:" if cell["why"] else "is made by"
+        yield f"\n{dataset} {how}\n"
+        yield from (f"    {command}" for command in cell["commands"])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -219,7 +230,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.tables:
-        print(write(name, collect(name, options), options.out), end="\n\n")
+        print(write(name, collect(name, options), options), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,10 @@ def test_a_table_of_everything(
     floor = max(np.mean(row["acc"]) for (name, _), row in rows.items() if name == "k-means")
     assert f"closes {(0.975 - floor) / (1 - floor):.1%} of the gap" in printed
     assert (finished / "out" / "table.md").read_text().strip() in printed
+    short = (finished / "out" / "summary.md").read_text().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in short] == [
+        "k-means", "TURTLE, cold start", "HUME", "supervised linear probe",
+    ]  # fmt: skip
     assert (finished / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -25,6 +25,10 @@ def test_without_arrays_the_published_columns_stand_and_commands_are_given(
     ) in printed
     assert "--methods scan twist self_classifier --starts=2" in printed
     assert "stl10 was not run: config field 'data.train.phi1' is not given" in printed
+    notes = (tmp_path / "supervised_notes.md").read_text()
+    assert notes in printed
+    assert "Published: arXiv:2311.02940" in notes
+    assert "Ours: seeds 0 1 of HUME" in notes
     for name in ("supervised", "large_scale"):
         for end in ("md", "csv", "json", "png"):
             assert (tmp_path / f"{name}.{end}").stat().st_size > 0
