@@ -206,7 +206,7 @@ def test_both_spaces_are_the_joined_files_and_an_inner_fit_in_each(two_files, wh
     config.search.update({"spaces": "both", "rows": where})
     both = pipeline.run(config, "both")
     config.search.spaces = "given"
-    if where == "memory":
+    if where == "disk":
         given = pipeline.run(config, "given")
         # The floor is that of the spaces as they were given.
         assert both["baselines"] == given["baselines"]

@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 from hume_jax.baselines import heads, scan, self_classifier, spice, temi, turtle, twist
 from hume_jax.baselines.method import Data
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 S, N, K = 2, 6, 3
 
 

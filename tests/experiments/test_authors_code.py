@@ -10,6 +10,8 @@ import pytest
 
 from hume_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # A Python of its own that answers as `authors_torch.py` does: all rows in class 0.
 WORKER = """#!{python}
 import pathlib, sys
@@ -42,6 +44,7 @@ def command(tmp_path: pathlib.Path, python: pathlib.Path, *more: str) -> list[st
     return [*own, "--starts=2", "--set", "turtle.steps=3", "scan.passes=20", "--", *more]
 
 
+@pytest.mark.slow
 def test_both_are_scored_on_the_same_rows(
     arrays: list[str],
     tmp_path: pathlib.Path,

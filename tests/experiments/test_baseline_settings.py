@@ -9,6 +9,8 @@ import pytest
 
 from hume_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def run(out: pathlib.Path, arrays: list[str], *grid: str) -> None:
     options = ["--config=configs/arrays.py", f"--out={out}", "--starts=2", "--grid", *grid]
@@ -18,14 +20,14 @@ def run(out: pathlib.Path, arrays: list[str], *grid: str) -> None:
 def test_values_are_judged_by_the_own_score(
     arrays: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, grid = tmp_path / "out", ("kmeans.steps=1,50", "scan.passes=1")
+    out, grid = tmp_path / "out", ("kmeans.steps=1,50", "spherical_kmeans.starts=1")
     run(out, arrays, *grid)
     with (out / "table.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["field"], row["value"]) for row in rows] == [
         ("k-means", "steps", "1"),
         ("k-means", "steps", "50"),
-        ("SCAN", "passes", "1"),
+        ("spherical k-means", "starts", "1"),
     ]
     # The loss of k-means falls with every step.
     assert [row["own score"].startswith("**") for row in rows] == [False, True, True]
