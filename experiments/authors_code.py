@@ -33,7 +33,6 @@ from hume_jax.baselines.methods import METHODS
 from hume_jax.baselines.neighbours import neighbours
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
-from hume_jax.files import atomic_write
 
 WORKER = pathlib.Path(__file__).with_name("authors_torch.py")
 # Passes of the authors' settings; TURTLE takes ours.
@@ -90,32 +89,35 @@ def theirs(
       UserError: it ended with an error, which it has printed, or what is stored was made with
         other settings.
     """
-    path = options.out / f"theirs-{job.name}-{options.starts}.npz"
-    if not path.exists():
-        settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
-        steps = _PASSES.get(job.method, settings.length)
-        with tempfile.TemporaryDirectory() as folder:
-            _write_arrays(pathlib.Path(folder), job, pair)
-            result = pathlib.Path(folder) / "found.npz"
-            command = [
-                options.torch_python, str(WORKER), job.method, f"--repository={checkout.resolve()}",
-                f"--arrays={folder}", f"--classes={pair.n_classes}", f"--starts={options.starts}",
-                f"--steps={steps}", f"--seed={options.seed}", f"--threads={os.cpu_count()}",
-                f"--out={result}",
-            ]  # fmt: skip
-            try:
-                subprocess.run(command, check=True)
-            except (subprocess.CalledProcessError, FileNotFoundError) as error:
-                raise UserError(
-                    f"the authors' code of {job.method} did not run: {error}"
-                ) from error
-            with np.load(result, allow_pickle=False) as found, atomic_write(path) as file:
-                np.savez_compressed(file, **found, settings=baselines.made_with(job, options))
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    if str(arrays["settings"]) != baselines.made_with(job, options):
-        raise UserError(f"{path} was made with other settings: delete it or give another --out")
-    return arrays
+    settings = baselines.made_with(job, options)
+    return baselines.stored_or_made(
+        options.out / f"theirs-{job.name}-{options.starts}.npz",
+        settings,
+        lambda: {**_run_theirs(job, checkout, pair, options), "settings": settings},
+    )
+
+
+def _run_theirs(
+    job: baselines.Job, checkout: pathlib.Path, pair: pairs.Pair, options: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """Runs the authors' code in PyTorch's Python, and reads what it found."""
+    settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
+    steps = _PASSES.get(job.method, settings.length)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_arrays(pathlib.Path(folder), job, pair)
+        result = pathlib.Path(folder) / "found.npz"
+        command = [
+            options.torch_python, str(WORKER), job.method, f"--repository={checkout.resolve()}",
+            f"--arrays={folder}", f"--classes={pair.n_classes}", f"--starts={options.starts}",
+            f"--steps={steps}", f"--seed={options.seed}", f"--threads={os.cpu_count()}",
+            f"--out={result}",
+        ]  # fmt: skip
+        try:
+            subprocess.run(command, check=True)
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            raise UserError(f"the authors' code of {job.method} did not run: {error}") from error
+        with np.load(result, allow_pickle=False) as found:
+            return dict(found)
 
 
 def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair) -> None:

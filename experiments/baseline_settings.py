@@ -13,6 +13,7 @@ Writes table.md and table.csv.
 
 import argparse
 import copy
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,6 @@ import pairs
 from hume_jax.baselines.methods import METHODS
 from hume_jax.core import aggregate
 from hume_jax.errors import UserError
-from hume_jax.files import atomic_write
 
 HEAD = ("method", "field", "value", "starts", "own score", "agreement of the starts", "seconds")
 
@@ -72,16 +72,11 @@ def tried(
     """
     own = copy.copy(options)
     own.set = [f"{job.method}.{setting}"]
-    path = options.out / f"{job.method}-{setting}.npz"
-    if not path.exists():
-        arrays = baselines.run(job, pair, own)
-        with atomic_write(path) as file:
-            np.savez_compressed(file, **arrays)
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    if str(arrays["settings"]) != baselines.made_with(job, own):
-        raise UserError(f"{path} was made with other settings: delete it or give another --out")
-    return arrays
+    return baselines.stored_or_made(
+        options.out / f"{job.method}-{setting}.npz",
+        baselines.made_with(job, own),
+        functools.partial(baselines.run, job, pair, own),
+    )
 
 
 def line(

@@ -16,11 +16,12 @@ Writes table.md, table.csv and table.png beside them.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import figures
@@ -165,6 +166,30 @@ def made_with(job: Job, options: argparse.Namespace) -> str:
     return json.dumps({"config": config, **asked, "settings": values}, sort_keys=True)
 
 
+def stored_or_made(
+    path: pathlib.Path, settings: str, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The arrays of a file, which is written first where it is not there.
+
+    Args:
+      path: of the .npz file.
+      settings: as `made_with` gives them; the arrays hold them under that name.
+      make: makes the arrays.
+
+    Raises:
+      UserError: the file was made with other settings.
+    """
+    if not path.exists():
+        arrays = make()
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    if str(arrays["settings"]) != settings:
+        raise UserError(f"{path} was made with other settings: delete it or give another --out")
+    return arrays
+
+
 def results(
     asked: Sequence[Job], options: argparse.Namespace
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
@@ -177,15 +202,11 @@ def results(
     pair = pairs.load(config, exchanged=options.exchanged)
     options.out.mkdir(parents=True, exist_ok=True)
     for job in asked:
-        path = options.out / f"{job.name}.npz"
-        if not path.exists():
-            arrays = run(job, pair, options)
-            with atomic_write(path) as file:
-                np.savez_compressed(file, **arrays)
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        if str(arrays["settings"]) != made_with(job, options):
-            raise UserError(f"{path} was made with other settings: delete it or give another --out")
+        arrays = stored_or_made(
+            options.out / f"{job.name}.npz",
+            made_with(job, options),
+            functools.partial(run, job, pair, options),
+        )
         yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
 
 

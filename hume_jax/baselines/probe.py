@@ -6,9 +6,9 @@ from anywhere within a bound on memory and leaves the work to scikit-learn.
 
 The method is the search's own inner fit, Eq. 5 of Gadetsky & Brbic, *The Pursuit of Human
 Labeling*, NeurIPS 2023, on the true labels (multinomial logistic regression with a penalty on the
-squared norm), as the supervised row of that paper. The constant is penalised like
-the rest. A step is a fit: one for each penalty on nine tenths of the rows, then one on all of them
-with the penalty of highest accuracy on the other tenth, which each seed draws anew.
+squared norm), as the supervised row of that paper. The constant is penalised like the rest. A step
+is a fit: one for each penalty on nine tenths of the rows, then one on all of them with the penalty
+of highest accuracy on the other tenth, which each seed draws anew.
 """
 
 import os

@@ -26,8 +26,9 @@ import sweep  # noqa: E402
 
 # A run of the launcher whose work is to write results.json, slowly, or to fail.
 STUB = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 folder, seconds, fails, counter = sys.argv[1:]
+pathlib.Path(f"{counter}.pid").write_text(str(os.getpid()))
 pathlib.Path(counter).open("a").write("x")
 time.sleep(float(seconds))
 if fails == "yes":
@@ -288,7 +289,8 @@ def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
     first.terminate()
     assert first.wait() == 128 + signal.SIGTERM
     # What it had started ended with it, and holds no lock of its workdir.
-    assert not subprocess.run(["pgrep", "-f", f"{tmp_path}/b "], stdout=subprocess.PIPE).stdout
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "b.count.pid").read_text()), 0)
     subprocess.run([sys.executable, str(script), "0"], env=environment, check=True)
     assert [starts(tmp_path, name) for name in "ab"] == [1, 2]
     assert (tmp_path / "b" / "results.json").exists()
