@@ -79,7 +79,7 @@ _CHANGES: Settings = [
 FACTORS: dict[str, Settings] = {
     "default": [{}],
     "rate": _grid("search.learning_rate", 0.01, 0.03, 0.3),
-    "start": _grid("encoder.start", "random", "rows", "clusters"),
+    "start": _grid("encoder.start", "random", "rows"),
     "labels": [
         {"encoder.labels": "softmax", "encoder.temperature": temperature}
         for temperature in (0.2, 0.1, 0.05)
@@ -167,6 +167,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = config_lib.load(f"experiments/datasets/imagenette.py:{variants}")
     config.n_tasks = 16
     config.inner.directions = 256
+    # The scores of all rows would take longer than the search.
+    config.score.rows = 2000
     config.baselines = config.plots = False
     if prior:
         config.class_prior = _shares_found(prior.removeprefix("prior="), config.n_classes)
@@ -210,6 +212,8 @@ def sweep(arg: str = "all") -> Settings:
             f"no factor is called {factor!r}, there are: all, {', '.join([*every, MANY])}"
         )
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
-    return [
-        {**setting, "seed": seed} for name in names for setting in every[name] for seed in SEEDS
-    ]
+    settings = [setting for name in names for setting in every[name]]
+    # The defaults stand above what differs from them.
+    if factor in FACTORS and factor not in ("default", "changes"):
+        settings = [{}, *settings]
+    return [{**setting, "seed": seed} for setting in settings for seed in SEEDS]

@@ -12,7 +12,8 @@ Eq. 2; TURTLE takes as many steps as ours. Heads of TEMI are trained together, i
 centred rows of unit norm, scaled to a mean square of 1 a column for TURTLE and TEMI. Labels are
 opened for the scores, after both have run.
 
-Writes table.md, table.csv and table.json; what is finished is taken from OUT.
+Writes table.md, table.csv, table.json and a picture, table.png, with a dot a start and a bar for
+their mean; what is finished is taken from OUT.
 """
 
 import argparse
@@ -183,6 +184,16 @@ def line(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
+    """Draws the accuracies of both, a dot a start and a bar for their mean."""
+    lines = [
+        (f"{each['method']}, {who}", each["acc"][who], float(np.mean(each["acc"][who])))
+        for each in found
+        for who in ("theirs", "ours")
+    ]
+    figures.draw_methods(path, lines, "ACC on test rows")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs what is missing, then writes and prints the table."""
     options = parse_arguments(arguments)
@@ -196,6 +207,7 @@ def main(arguments: Sequence[str]) -> None:
         for (job, arrays), other, (_, checkout) in zip(own, others, asked, strict=True)
     ]
     figures.write_json(options.out / "table.json", {"rows": found})
+    draw(options.out / "table.png", found)
     print(figures.write_table(options.out, HEAD, [line(each) for each in found]))
 
 

@@ -8,7 +8,7 @@ the value at which the method's own score, its loss at the end, is lowest in the
 starts. No label is opened. The agreement of the starts stands beside it.
 
 A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
-Writes table.md and table.csv.
+Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid.
 """
 
 import argparse
@@ -94,6 +94,26 @@ def line(
     return float(np.mean(arrays["score"])), cells
 
 
+def draw(
+    folder: pathlib.Path,
+    job: baselines.Job,
+    field: str,
+    values: Sequence[str],
+    found: Sequence[dict[str, Any]],
+) -> None:
+    """Draws the own scores of each value, a dot a start and a bar for their mean."""
+    figures.draw_methods(
+        folder / f"{job.method}.{field}.png",
+        [
+            (f"{field} = {value}", scores, float(np.mean(scores)))
+            for value, scores in zip(
+                values, (arrays["score"].astype(float).tolist() for arrays in found), strict=True
+            )
+        ],
+        f"own score of {METHODS[job.method].title} (lower is better)",
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Tries all values, then prints and writes the table; the lowest score is in bold."""
     options = parse_arguments(arguments)
@@ -107,9 +127,11 @@ def main(arguments: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for job, field, values in asked:
+        arrays = [tried(job, f"{field}={value}", pair, options) for value in values]
+        draw(options.out, job, field, values, arrays)
         found = [
-            line(job, field, value, tried(job, f"{field}={value}", pair, options), pair.n_classes)
-            for value in values
+            line(job, field, value, each, pair.n_classes)
+            for value, each in zip(values, arrays, strict=True)
         ]
         lowest = min(score for score, _ in found)
         for score, cells in found:

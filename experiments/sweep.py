@@ -260,24 +260,39 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
-    """The table of all finished runs: a head, and a line a setting."""
+    """The table of all finished runs: a head, and a line a setting.
+
+    A grid has a column a field; settings of different fields stand in one column, as text.
+    """
     fields = list(dict.fromkeys(name for job in finished for name in job.setting))
+    grid = all(set(job.setting) == set(fields) for job in finished)
     rows = [(job, [figures.read_json(path) for path in job.results]) for job in finished]
     splits = [
         s for s in ("all", "train", "test") if any(s in r["ensemble"] for _, f in rows for r in f)
     ]
-    head = [*fields, "seeds", "best objective", "mean agreement", "agreement of the votes"]
+    head = [
+        *(fields if grid else ["setting"]),
+        "seeds",
+        "best objective",
+        "mean agreement",
+        "agreement of the votes",
+    ]
     head += [f"{split} {score}" for split in splits for score in ("ACC", "ARI", "NMI")]
     head += ["single tasks, ACC", "search, s"]
-    return head, [_line(job, found, fields, splits) for job, found in rows]
+    lines = []
+    for job, found in rows:
+        first = [_text(job.setting[name]) for name in fields] if grid else [_in_words(job.setting)]
+        lines.append([*first, *_line(job, found, splits)])
+    return head, lines
 
 
-def _line(
-    job: Job, found: Sequence[dict[str, Any]], fields: Sequence[str], splits: Sequence[str]
-) -> list[str]:
+def _in_words(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_text(value)}" for name, value in setting.items()) or "as configured"
+
+
+def _line(job: Job, found: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     tasks = [each["tasks"] for each in found]
-    line = [_text(job.setting.get(name, "")) for name in fields]
-    line.append(str(len(found)))
+    line = [str(len(found))]
     line.append(figures.spread([min(t["objective"] for t in each) for each in tasks], 4))
     line.append(figures.spread([_mean(t["agreement"] for t in each) for each in tasks], 4))
     line.append(_agreement_of_votes([path.with_name("labels.csv") for path in job.results]))
@@ -312,9 +327,8 @@ def picture(finished: Sequence[Job]) -> tuple[list[tuple[str, list[float], float
 
     lines = []
     for job, files in zip(finished, found, strict=True):
-        name = ", ".join(f"{field}={_text(value)}" for field, value in job.setting.items())
         values = [value(each) for each in files]
-        lines.append((name or "as configured", values, float(np.mean(values))))
+        lines.append((_in_words(job.setting), values, float(np.mean(values))))
     return lines, f"ACC of the vote, {shown[0]} rows" if shown else "mean agreement of the tasks"
 
 

@@ -66,6 +66,7 @@ def test_both_are_scored_on_the_same_rows(
         assert row["seconds"]["theirs"] == 2.5
         assert row["commit"] == "?"
     assert list(rows[1]["chosen"]) == ["ours"]
+    assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
     # What is finished is not run again.
     python.unlink()
     authors_code.main(asked)

@@ -34,6 +34,8 @@ def test_values_are_judged_by_the_own_score(
     short, long = (float(re.findall(r"[\d.]+", row["own score"])[0]) for row in rows[:2])
     assert long < short
     printed = capsys.readouterr().out
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures == {"kmeans.steps.png", "spherical_kmeans.starts.png"}
     # What is stored is not made again.
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.npz")}
     assert len(times) == 3

@@ -122,10 +122,11 @@ def test_names_of_long_or_odd_settings_are_short_and_their_own(tmp_path: pathlib
 def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     found = sweep.jobs(parsed("experiments/ablations.py:spaces", tmp_path))
     assert [job.name for job in found] == [
+        "base",
         "search.spaces=given,variant=phi1=lite2",
         "search.spaces=given",
     ]
-    assert "--config=experiments/ablations.py:spaces,phi1=lite2" in found[0].command
+    assert "--config=experiments/ablations.py:spaces,phi1=lite2" in found[1].command
     assert {job.seeds for job in found} == {(0, 1, 2)}
     every = sweep.jobs(parsed("experiments/ablations.py:all", tmp_path))
     assert len({job.name for job in every}) == len(every) > 30
@@ -249,6 +250,23 @@ def test_the_picture_shows_agreement_where_there_is_no_label(tmp_path: pathlib.P
     lines, label = sweep.picture([job])
     assert lines == [("field=1", [0.625], 0.625)]
     assert label == "mean agreement of the tasks"
+
+
+def test_settings_of_different_fields_share_a_column(tmp_path: pathlib.Path) -> None:
+    settings = ({}, {"a.b": 1, "variant": "x"}, {"a.b": 2})
+    task = {"objective": 0.5, "agreement": 0.9}
+    found = {"ensemble": {}, "tasks": [task], "seconds": {"search": 1.0}}
+    jobs = [sweep.Job(str(i), s, (0,), (), tmp_path / str(i)) for i, s in enumerate(settings)]
+    for job in jobs:
+        job.workdir.mkdir()
+        (job.workdir / "results.json").write_text(json.dumps(found))
+    head, lines = sweep.collect(jobs)
+    assert head[:2] == ["setting", "seeds"]
+    assert [line[0] for line in lines] == ["as configured", "a.b=1, variant=x", "a.b=2"]
+    # A grid has a column for each field.
+    head, lines = sweep.collect([jobs[2], jobs[2]._replace(setting={"a.b": 3})])
+    assert head[:2] == ["a.b", "seeds"]
+    assert [line[0] for line in lines] == ["2", "3"]
 
 
 def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
