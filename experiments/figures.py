@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
 from hume_jax import config as config_lib
@@ -208,9 +210,22 @@ def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the script with one line and status 2 on an error that the user can mend."""
+    """Ends the script with one line and status 2 on an error that the user can mend.
+
+    Where there is no terminal, what it does in the meantime is logged as by `hume_jax.main`.
+    """
+    _show_log()
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _show_log() -> None:
+    """Log lines go to standard error; without it, those of progress are left out."""
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    # The scripts have command lines of their own; the log waits for absl's to be read.
+    flags.FLAGS.mark_as_parsed()
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.INFO)

@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import pathlib
+import re
+import subprocess
+import sys
 
 import batch_cost
 import figures
@@ -16,6 +20,8 @@ import real_data
 from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -92,6 +98,20 @@ def test_errors_end_a_script_with_one_line(capsys):
     with pytest.raises(SystemExit) as end, figures.one_line_errors():
         raise UserError("this and that")
     assert (end.value.code, capsys.readouterr().err) == (2, "error: this and that\n")
+
+
+def test_a_script_without_a_terminal_logs_its_progress():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'experiments')!r})\n"
+        "import figures\n"
+        "from hume_jax.progress import Progress\n"
+        "with figures.one_line_errors(), Progress(3, 'passes') as progress:\n"
+        "    progress.update(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"I.* progress.py:\d+\] passes 1/3, .* left", line)
 
 
 def test_table_and_spread():
