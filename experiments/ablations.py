@@ -148,6 +148,8 @@ MANY = "many_classes"
 _FEWER: dict[str, Any] = {"search.steps": 80, "search.anneal_steps": (48, 64)}
 _MANY_CLASSES: Settings = [
     {},
+    {"search.spaces": "given"},
+    {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
     _FEWER,
     {**_FEWER, "encoder.start": "rows"},
     {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},

@@ -145,7 +145,7 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     many = config_lib.load("experiments/ablations.py:many_classes")
     assert (many.n_classes, many.data.train.labels) == (150, "")
     assert set(many.data.test.to_dict().values()) == {""}
-    assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 5
+    assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 7
     # None of them sees a test row of the dataset.
     config = config_lib.load("experiments/ablations.py:rate")
     assert set(config.data.test.to_dict().values()) == {""}
