@@ -102,16 +102,12 @@ def draw(
     found: Sequence[dict[str, Any]],
 ) -> None:
     """Draws the own scores of each value, a dot a start and a bar for their mean."""
-    figures.draw_methods(
-        folder / f"{job.method}.{field}.png",
-        [
-            (f"{field} = {value}", scores, float(np.mean(scores)))
-            for value, scores in zip(
-                values, (arrays["score"].astype(float).tolist() for arrays in found), strict=True
-            )
-        ],
-        f"own score of {METHODS[job.method].title} (lower is better)",
-    )
+    lines = [
+        (f"{field} = {value}", arrays["score"].tolist(), float(np.mean(arrays["score"])))
+        for value, arrays in zip(values, found, strict=True)
+    ]
+    label = f"own score of {METHODS[job.method].title} (lower is better)"
+    figures.draw_methods(folder / f"{job.method}.{field}.png", lines, label)
 
 
 def main(arguments: Sequence[str]) -> None:

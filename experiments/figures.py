@@ -5,7 +5,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import os
 import pathlib
 import re
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
-from absl import logging as absl_logging
+from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
+from hume_jax import command_line, planning
 from hume_jax import config as config_lib
-from hume_jax import planning
 from hume_jax.core import search
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
@@ -224,8 +222,8 @@ def one_line_errors() -> Iterator[None]:
 
 def _show_log() -> None:
     """Log lines go to standard error; without it, those of progress are left out."""
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    command_line.hush_backends()
     # The scripts have command lines of their own; the log waits for absl's to be read.
     flags.FLAGS.mark_as_parsed()
-    absl_logging.use_absl_handler()
-    absl_logging.set_verbosity(absl_logging.INFO)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)

@@ -270,13 +270,8 @@ def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
     splits = [
         s for s in ("all", "train", "test") if any(s in r["ensemble"] for _, f in rows for r in f)
     ]
-    head = [
-        *(fields if grid else ["setting"]),
-        "seeds",
-        "best objective",
-        "mean agreement",
-        "agreement of the votes",
-    ]
+    head = fields if grid else ["setting"]
+    head = [*head, "seeds", "best objective", "mean agreement", "agreement of the votes"]
     head += [f"{split} {score}" for split in splits for score in ("ACC", "ARI", "NMI")]
     head += ["single tasks, ACC", "search, s"]
     lines = []

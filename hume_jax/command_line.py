@@ -59,9 +59,13 @@ def load_encoding() -> types.ModuleType:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: `main` is given the arguments that are left once the flags are read."""
-    # At level INFO it reports every kind of accelerator that this machine does not have.
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    hush_backends()
     app.run(guarded(main), flags_parser=guarded(parse_flags))
+
+
+def hush_backends() -> None:
+    """Keeps from the log every kind of accelerator that this machine does not have."""
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
