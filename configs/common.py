@@ -196,7 +196,7 @@ def _presets() -> config_dict.ConfigDict:
     # Soft labels of a task, 'sparsemax' or 'softmax' of theta^T phi1 / T.
     fast.encoder.labels, paper.encoder.labels = "sparsemax", "sparsemax"
     # Their temperature T.
-    fast.encoder.temperature, paper.encoder.temperature = 0.2, 0.1
+    fast.encoder.temperature, paper.encoder.temperature = 0.4, 0.1
 
     # Start of theta: 'random', any orthonormal matrix; 'rows' of phi1 that are far from each other
     # (k-means++), made orthonormal; 'clusters', what spherical k-means makes of such rows.
@@ -232,7 +232,7 @@ def _presets() -> config_dict.ConfigDict:
     # in the reference.
     fast.search.shards, paper.search.shards = 64, 1
     # Weight eta of the entropy term.
-    fast.search.entropy_weight, paper.search.entropy_weight = 10.0, 10.0
+    fast.search.entropy_weight, paper.search.entropy_weight = 5.0, 10.0
 
     # Centre phi2 and scale it to unit mean squared norm; the reference takes phi2 as stored.
     fast.inner.normalise, paper.inner.normalise = True, False

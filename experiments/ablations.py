@@ -13,9 +13,9 @@ saw, a fourth of all:
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
     python experiments/sweep.py --config=experiments/ablations.py:changes,held_out --out=...
 
-The test rows of the dataset take no part in either. `many_classes` is on a cell of its own:
-CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1, five to ten
-minutes a setting.
+The test rows of the dataset take no part in either. `many_classes` and `many_temperature` are on a
+cell of their own: CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1
+or 0 alone, three minutes a setting and seed.
 
 Some factors need arrays that these commands make. `rows`, as many train rows as its settings name:
 
@@ -56,6 +56,10 @@ def _grid(field: str, *values: Any) -> Settings:
     return [{field: value} for value in values]
 
 
+def _table(fields: tuple[str, ...], *rows: tuple[Any, ...]) -> Settings:
+    return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
 # What the defaults were, and the changes that made them what they are, one upon the other.
 _BEFORE: dict[str, Any] = {
     "search.learning_rate": 0.03,
@@ -65,6 +69,8 @@ _BEFORE: dict[str, Any] = {
     "search.steps": 150,
     "search.anneal_steps": (90, 120),
     "search.spaces": "given",
+    "encoder.temperature": 0.2,
+    "search.entropy_weight": 10.0,
 }
 _CHANGES: Settings = [
     {"search.learning_rate": 0.1},
@@ -73,6 +79,8 @@ _CHANGES: Settings = [
     {"search.steps": 80, "search.anneal_steps": (48, 64)},
     {"search.spaces": "both"},
     {"encoder.start": "clusters"},
+    {"encoder.temperature": 0.4},
+    {"search.entropy_weight": 5.0},
 ]
 
 
@@ -100,9 +108,12 @@ FACTORS: dict[str, Settings] = {
         {"inner.adjoint": "unrolled", "inner.solver": "nesterov", "inner.steps": 15},
         {"inner.adjoint": "implicit", "inner.solver": "nesterov", "inner.steps": 15},
     ],
-    "temperature": _grid("encoder.temperature", 0.1, 0.4)
-    + _grid("search.anneal_temperature", 0.1, 1.0),
-    "entropy": _grid("search.entropy_weight", 1.0, 3.0, 30.0),
+    "temperature": _table(
+        ("encoder.temperature", "search.anneal_temperature", "search.entropy_weight"),
+        *((0.1, 0.5, 10.0), (0.2, 0.1, 10.0), (0.2, 0.5, 10.0), (0.2, 1.0, 10.0)),
+        *((0.4, 0.5, 10.0), (0.4, 0.7, 10.0), (0.4, 1.0, 10.0), (0.8, 0.5, 10.0), (0.4, 0.5, 5.0)),
+    ),
+    "entropy": _grid("search.entropy_weight", 1.0, 3.0, 10.0, 30.0),
     "penalty": _grid("inner.penalty", 1e-3, 1e-5),
     "subsets": _grid("search.subsets_per_step", 2, 4),
     "subset_size": _grid("search.subset_size", 1000, 2500, 9000),
@@ -143,24 +154,43 @@ PREPARED: dict[str, Settings] = {
     ],
 }
 
-# On CLINC150, whose own settings are the first.
-MANY = "many_classes"
+# On CLINC150.
 _FEWER: dict[str, Any] = {"search.steps": 80, "search.anneal_steps": (48, 64)}
-_MANY_CLASSES: Settings = [
-    {},
-    {"search.spaces": "given"},
-    {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
-    _FEWER,
-    {**_FEWER, "encoder.start": "rows"},
-    {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
-    {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
-]
+MANY: dict[str, Settings] = {
+    # The settings of the dataset's config are the first.
+    "many_classes": [
+        {},
+        {"search.spaces": "given"},
+        {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
+        _FEWER,
+        {**_FEWER, "encoder.start": "rows"},
+        {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
+        {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
+    ],
+    "many_temperature": _table(
+        (
+            "encoder.temperature",
+            "search.anneal_temperature",
+            "search.entropy_weight",
+            "inner.penalty",
+            "inner.newton_steps",
+        ),
+        *((0.2, 0.5, 10.0, 1e-4, 6), (0.4, 0.5, 10.0, 1e-4, 6)),
+        *((0.3, 0.5, 3.0, 1e-4, 6), (0.4, 0.5, 3.0, 1e-4, 6), (0.5, 0.5, 3.0, 1e-4, 6)),
+        *((0.4, 0.5, 5.0, 1e-4, 6), (0.4, 1.0, 5.0, 1e-4, 6), (0.5, 0.5, 5.0, 1e-4, 6)),
+        *((0.4, 0.5, 1.0, 1e-4, 6), (0.4, 0.5, 3.0, 1e-3, 6)),
+        *((0.4, 0.5, 3.0, 1e-4, 3), (0.5, 0.5, 3.0, 1e-4, 3), (0.6, 0.5, 3.0, 1e-4, 3)),
+        (0.5, 0.5, 5.0, 1e-4, 3),
+    ),
+}
+_MANY_SEEDS = {"many_classes": SEEDS[:2], "many_temperature": SEEDS[:1]}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     # The factor's name is for `sweep`; what a setting adds to it is for the dataset.
-    names = [name for name in arg.split(",") if name not in (*FACTORS, *PREPARED, MANY, "all", "")]
-    if MANY in arg.split(","):
+    given = [name for name in arg.split(",") if name]
+    names = [name for name in given if name not in (*FACTORS, *PREPARED, *MANY, "all")]
+    if any(name in MANY for name in given):
         return _without_labels(",".join(names))
     held_out = "held_out" in names
     prior = next((name for name in names if name.startswith("prior=")), "")
@@ -198,24 +228,24 @@ def _shares_found(workdir: str, n_classes: int) -> tuple[float, ...]:
 def _without_labels(variants: str) -> config_dict.ConfigDict:
     config = config_lib.load(f"experiments/datasets/clinc150.py:{variants}")
     config.baselines = config.plots = False
-    config.score.rows = 6000
+    config.score.rows = 1500
     config.data.train.labels = ""
     _hide_test_rows(config)
     return config
 
 
 def sweep(arg: str = "all") -> Settings:
-    if MANY in arg.split(","):
-        return [{**setting, "seed": seed} for setting in _MANY_CLASSES for seed in SEEDS[:2]]
+    for name in set(arg.split(",")) & set(MANY):
+        return [{**setting, "seed": seed} for setting in MANY[name] for seed in _MANY_SEEDS[name]]
     factor = next((name for name in arg.split(",") if name != "held_out"), "all")
     every = {**FACTORS, **PREPARED}
     if factor != "all" and factor not in every:
         raise UserError(
-            f"no factor is called {factor!r}, there are: all, {', '.join([*every, MANY])}"
+            f"no factor is called {factor!r}, there are: all, {', '.join([*every, *MANY])}"
         )
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
     settings = [setting for name in names for setting in every[name]]
     # The defaults stand above what differs from them.
-    if factor in FACTORS and factor not in ("default", "changes"):
+    if factor in FACTORS and factor not in ("default", "changes", "temperature"):
         settings = [{}, *settings]
     return [{**setting, "seed": seed} for setting in settings for seed in SEEDS]

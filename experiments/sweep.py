@@ -9,7 +9,7 @@
 `sweep()` returns a list of settings, each a mapping of config fields to values (`config.product`
 makes a grid); the key `variant` is what stands after the colon of `--config`. Settings that differ
 in `seed` alone are one run, which searches all of their seeds in one batched program. Fields for
-all of them stand behind a lone `--`.
+all of them stand behind a lone `--`; what a setting says itself goes first.
 
 * `--launch=local` runs `--jobs` of them at a time, each on its share of the cores.
 * `--launch=slurm` writes OUT/sweep.sbatch, a job array, and hands it to `sbatch`.
@@ -127,8 +127,9 @@ def _job(
     file, colon, variant = options.config.partition(":")
     variants = [v for v in (variant, setting.get("variant", "")) if v]
     spec = f"{file}:{','.join(variants)}" if variants else file + colon
-    fields = [f"--config.{k}={_text(v)}" for k, v in setting.items() if k != "variant"]
-    fields += options.fields
+    # A setting goes before what is asked for all of them.
+    own = [f"--config.{k}={_text(v)}" for k, v in setting.items() if k != "variant"]
+    fields = [*options.fields, *own]
     fields.append(f"--config.seed={seeds[0]}" if len(seeds) == 1 else f"--config.seeds={(*seeds,)}")
     try:
         config = figures.load_config(spec, fields)

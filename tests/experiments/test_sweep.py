@@ -94,12 +94,19 @@ def test_seeds_of_one_setting_are_one_run(tmp_path: pathlib.Path) -> None:
         "-m",
         "hume_jax.main",
         f"--config={file}",
-        "--config.inner.adjoint=first_order",
         "--config.n_tasks=2",
+        "--config.inner.adjoint=first_order",
         "--config.seeds=(3, 1, 4)",
         f"--workdir={tmp_path / 'inner.adjoint=first_order'}",
     )
     assert [path.parent.name for path in found[0].results] == ["seed_3", "seed_1", "seed_4"]
+
+
+def test_a_setting_goes_before_what_is_asked_for_all(tmp_path: pathlib.Path) -> None:
+    file = config_file(tmp_path, '[{"n_tasks": 3}, {"seed": 1}]')
+    found = sweep.jobs(parsed(file, tmp_path, "--", "--config.n_tasks=2"))
+    fields = [[text for text in job.command if text.startswith("--config.")] for job in found]
+    assert [figures.load_config(file, given).n_tasks for given in fields] == [3, 2]
 
 
 def test_settings_without_fields_or_with_a_variant(tmp_path: pathlib.Path) -> None:
@@ -146,6 +153,8 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     assert (many.n_classes, many.data.train.labels) == (150, "")
     assert set(many.data.test.to_dict().values()) == {""}
     assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 7
+    temperatures = sweep.jobs(parsed("experiments/ablations.py:many_temperature", tmp_path))
+    assert {job.seeds for job in temperatures} == {(0,)}
     # None of them sees a test row of the dataset.
     config = config_lib.load("experiments/ablations.py:rate")
     assert set(config.data.test.to_dict().values()) == {""}
