@@ -298,7 +298,7 @@ def _line(job: Job, found: Sequence[dict[str, Any]], splits: Sequence[str]) -> l
                 figures.spread([f["ensemble"].get(split, {}).get(score, np.nan) for f in found])
             )
     single = [_mean(t[s]["acc"] for t in each for s in splits[:1] if s in t) for each in tasks]
-    line.append(figures.spread(single))
+    line.append("-" if np.isnan(single).any() else figures.spread(single))
     # A run that was stopped and went on knows the time of its last process alone.
     took = [each["seconds"] for each in found]
     known = [seconds["search"] for seconds in took if "resumed" not in seconds]
