@@ -136,6 +136,9 @@ _TAIL = "source=runs/subsets/tail_10"
 _LITE2 = "../shared/data/imagenette/effnet_lite2_train.npy"
 _VIT = "runs/representations/imagenette/vits14_cls_train.npy"
 
+# Tables that hold the defaults, or what they were, among their own settings.
+_WHOLE = ("default", "changes", "temperature")
+
 # Those of arrays that are made first, see above; `all` leaves them out.
 PREPARED: dict[str, Settings] = {
     "rows": [{"variant": f"source=runs/subsets/rows_{n}"} for n in (500, 1000, 2000, 4000)] + [{}],
@@ -159,13 +162,17 @@ _FEWER: dict[str, Any] = {"search.steps": 80, "search.anneal_steps": (48, 64)}
 MANY: dict[str, Settings] = {
     # The settings of the dataset's config are the first.
     "many_classes": [
-        {},
-        {"search.spaces": "given"},
-        {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
-        _FEWER,
-        {**_FEWER, "encoder.start": "rows"},
-        {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
-        {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
+        {**setting, "seed": seed}
+        for setting in (
+            {},
+            {"search.spaces": "given"},
+            {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
+            _FEWER,
+            {**_FEWER, "encoder.start": "rows"},
+            {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
+            {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
+        )
+        for seed in SEEDS[:2]
     ],
     "many_temperature": _table(
         (
@@ -183,7 +190,6 @@ MANY: dict[str, Settings] = {
         (0.5, 0.5, 5.0, 1e-4, 3),
     ),
 }
-_MANY_SEEDS = {"many_classes": SEEDS[:2], "many_temperature": SEEDS[:1]}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -235,17 +241,15 @@ def _without_labels(variants: str) -> config_dict.ConfigDict:
 
 
 def sweep(arg: str = "all") -> Settings:
-    for name in set(arg.split(",")) & set(MANY):
-        return [{**setting, "seed": seed} for setting in MANY[name] for seed in _MANY_SEEDS[name]]
     factor = next((name for name in arg.split(",") if name != "held_out"), "all")
-    every = {**FACTORS, **PREPARED}
+    every = {**FACTORS, **PREPARED, **MANY}
     if factor != "all" and factor not in every:
-        raise UserError(
-            f"no factor is called {factor!r}, there are: all, {', '.join([*every, *MANY])}"
-        )
+        raise UserError(f"no factor is called {factor!r}, there are: all, {', '.join(every)}")
+    if factor in MANY:
+        return MANY[factor]
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
     settings = [setting for name in names for setting in every[name]]
     # The defaults stand above what differs from them.
-    if factor in FACTORS and factor not in ("default", "changes", "temperature"):
+    if factor in FACTORS and factor not in _WHOLE:
         settings = [{}, *settings]
     return [{**setting, "seed": seed} for setting in settings for seed in SEEDS]

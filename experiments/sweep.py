@@ -297,8 +297,9 @@ def _line(job: Job, found: Sequence[dict[str, Any]], splits: Sequence[str]) -> l
             line.append(
                 figures.spread([f["ensemble"].get(split, {}).get(score, np.nan) for f in found])
             )
-    single = [_mean(t[s]["acc"] for t in each for s in splits[:1] if s in t) for each in tasks]
-    line.append("-" if np.isnan(single).any() else figures.spread(single))
+    # Nothing, and no mean of it, where no label was given.
+    single = [_mean(t[s]["acc"] for t in each if s in t) for s in splits[:1] for each in tasks]
+    line.append(figures.spread(single))
     # A run that was stopped and went on knows the time of its last process alone.
     took = [each["seconds"] for each in found]
     known = [seconds["search"] for seconds in took if "resumed" not in seconds]
