@@ -2,21 +2,23 @@
 
     python experiments/authors_code.py --config=experiments/datasets/imagenette.py \
         --torch-python=PATH --turtle=CHECKOUT --temi=CHECKOUT --scan=CHECKOUT \
-        --set turtle.steps=300 --out=runs/authors_code
+        --set turtle.steps=300 turtle_warm.steps=300 --out=runs/authors_code
 
 CHECKOUT is a clone of github.com/mlbio-epfl/turtle, github.com/HHU-MMBS/TEMI-official-BMVC2023 or
 github.com/wvangansbeke/Unsupervised-Classification; PATH is a Python with PyTorch, SciPy,
 scikit-learn, Pillow and tqdm. Methods whose checkout is not given are left out. Their values are
 those of their commands (`authors_torch.py`): TEMI 100 passes at a batch of 1,024, SCAN the stage of
-Eq. 2; TURTLE takes as many steps as ours. Heads of TEMI are trained together, in both. Both see
-centred rows of unit norm, scaled to a mean square of 1 a column for TURTLE and TEMI. Labels are
-opened for the scores, after both have run.
+Eq. 2; TURTLE takes as many steps as ours, from cold and from warm starts. Heads of TEMI are trained
+together, in both. Both see centred rows of unit norm, scaled to a mean square of 1 a column for
+TURTLE and TEMI. Labels are opened for the scores, after both have run.
 
 Writes table.md, table.csv, table.json and a picture, table.png, with a dot a start and a bar for
 their mean; what is finished is taken from OUT.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -35,10 +37,12 @@ from hume_jax.baselines.neighbours import neighbours
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 
+# Whose checkout a method is run from.
+CHECKOUTS = {"scan": ("scan",), "temi": ("temi",), "turtle": ("turtle", "turtle_warm")}
 WORKER = pathlib.Path(__file__).with_name("authors_torch.py")
 # Passes of the authors' settings; TURTLE takes ours.
 _PASSES = {"temi": 100, "scan": 100}
-_SCALED = ("temi", "turtle")
+_SCALED = ("temi", "turtle", "turtle_warm")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -46,7 +50,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     figures.add_config(parser, figures.IMAGENETTE)
     parser.add_argument("--torch-python", required=True, help="a Python that has PyTorch")
-    for name in ("turtle", "temi", "scan"):
+    for name in CHECKOUTS:
         parser.add_argument(f"--{name}", type=pathlib.Path, help="checkout of the authors' code")
     parser.add_argument("--spaces", choices=("phi1", "both"), default="phi1", help="of TURTLE")
     parser.add_argument("--starts", type=int, default=3)
@@ -56,6 +60,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
+    baselines.check(options.starts, options.set)
     options.exchanged = False
     # Theirs averages weights over the heads that it trains together.
     options.set = ["temi.together=1", *options.set]
@@ -69,13 +74,13 @@ def jobs(options: argparse.Namespace) -> list[tuple[baselines.Job, pathlib.Path]
       UserError: none is, or one is not there.
     """
     found = []
-    for name in ("scan", "temi", "turtle"):
+    for name, methods in CHECKOUTS.items():
         checkout = getattr(options, name)
         if checkout and not checkout.is_dir():
             raise UserError(f"--{name}={checkout}: no such folder; clone the repository first")
         if checkout:
             spaces = options.spaces if name == "turtle" else "phi1"
-            found.append((baselines.Job(name, spaces), checkout))
+            found += [(baselines.Job(method, spaces), checkout) for method in methods]
     if not found:
         raise UserError("nothing to compare: give --turtle, --temi or --scan")
     return found
@@ -90,20 +95,32 @@ def theirs(
       UserError: it ended with an error, which it has printed, or what is stored was made with
         other settings.
     """
-    settings = baselines.made_with(job, options)
+    settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
+    steps = _PASSES.get(job.method, settings.length)
+    made_with = {
+        "config": [options.config, *options.fields],
+        "starts": options.starts,
+        "seed": options.seed,
+        "steps": steps,
+        "commit": commit(checkout),
+        "worker": hashlib.sha256(WORKER.read_bytes()).hexdigest(),
+    }
+    text = json.dumps(made_with, sort_keys=True)
     return baselines.stored_or_made(
         options.out / f"theirs-{job.name}-{options.starts}.npz",
-        settings,
-        lambda: {**_run_theirs(job, checkout, pair, options), "settings": settings},
+        text,
+        lambda: {**_run_theirs(job, checkout, pair, steps, options), "settings": text},
     )
 
 
 def _run_theirs(
-    job: baselines.Job, checkout: pathlib.Path, pair: pairs.Pair, options: argparse.Namespace
+    job: baselines.Job,
+    checkout: pathlib.Path,
+    pair: pairs.Pair,
+    steps: int,
+    options: argparse.Namespace,
 ) -> dict[str, np.ndarray]:
     """Runs the authors' code in PyTorch's Python, and reads what it found."""
-    settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
-    steps = _PASSES.get(job.method, settings.length)
     with tempfile.TemporaryDirectory() as folder:
         _write_arrays(pathlib.Path(folder), job, pair)
         result = pathlib.Path(folder) / "found.npz"
@@ -133,11 +150,20 @@ def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair) ->
 
 
 def commit(checkout: pathlib.Path) -> str:
-    """The commit of a checkout, '?' where it is no clone."""
-    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The commit of a checkout, '?' where it is no clone; 'and changes' where files differ."""
     # Below a folder of another repository that one's would be given.
-    return found.stdout.strip() if (checkout / ".git").exists() else "?"
+    if not (checkout / ".git").exists():
+        return "?"
+    head, status = (
+        subprocess.run(
+            ["git", "-C", str(checkout), *asked], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        for asked in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no"),
+        )
+    )
+    return f"{head} and changes" if status else head
 
 
 HEAD = (
@@ -147,7 +173,7 @@ HEAD = (
 
 
 def judge(
-    job: baselines.Job, true: np.ndarray, own: dict[str, Any], other: dict[str, Any], version: str
+    job: baselines.Job, true: np.ndarray, own: dict[str, Any], other: dict[str, Any]
 ) -> dict[str, Any]:
     """Accuracies of both."""
     acc = {
@@ -164,7 +190,7 @@ def judge(
         "method": METHODS[job.method].title,
         "spaces": job.spaces,
         "starts": len(acc["ours"]),
-        "commit": version,
+        "commit": json.loads(str(other["settings"]))["commit"],
         "acc": acc,
         "chosen": chosen,
         "seconds": {"ours": float(own["seconds"].sum()), "theirs": float(other["seconds"])},
@@ -203,8 +229,8 @@ def main(arguments: Sequence[str]) -> None:
     others = [theirs(job, checkout, pair, options) for job, checkout in asked]
     own = list(baselines.results([job for job, _ in asked], options))
     found = [
-        judge(job, arrays["true"], arrays, other, commit(checkout))
-        for (job, arrays), other, (_, checkout) in zip(own, others, asked, strict=True)
+        judge(job, arrays["true"], arrays, other)
+        for (job, arrays), other in zip(own, others, strict=True)
     ]
     figures.write_json(options.out / "table.json", {"rows": found})
     draw(options.out / "table.png", found)

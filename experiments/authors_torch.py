@@ -52,8 +52,8 @@ def load(options: argparse.Namespace, name: str) -> np.ndarray:
     return np.load(options.arrays / f"{name}.npy")
 
 
-def turtle(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """run_turtle.py as a whole, cold start, a process of steps for each start."""
+def turtle(options: argparse.Namespace, *more: str) -> tuple[np.ndarray, np.ndarray]:
+    """run_turtle.py as a whole, a process of steps for each start; `more` flags of it."""
     # The two names stand for any two spaces: the script takes none but those that it knows.
     phis = ["clipvitL14", "dinov2"][: len(list(options.arrays.glob("space*_train.npy")))]
     script = module(options.repository, "run_turtle.py")
@@ -75,7 +75,7 @@ def turtle(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         for start in range(options.starts):
             seed = options.seed + start
             asked = ["--dataset=ours", "--phis", *phis, f"--T={options.steps}", f"--seed={seed}"]
-            script.run([*asked, "--device=cpu", f"--root_dir={root}"])
+            script.run([*asked, *more, "--device=cpu", f"--root_dir={root}"])
             (path,) = root.glob(f"task_checkpoints/**/*_seed{seed}.pt")
             heads = torch.load(path, weights_only=True)
             found = [
@@ -177,7 +177,12 @@ def scan(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([head(test).argmax(1).numpy() for head in heads]), np.array(scores)
 
 
-METHODS = {"turtle": turtle, "temi": temi, "scan": scan}
+METHODS = {
+    "turtle": turtle,
+    "turtle_warm": lambda options: turtle(options, "--warm_start"),
+    "temi": temi,
+    "scan": scan,
+}
 
 
 def main() -> None:

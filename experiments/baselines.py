@@ -70,16 +70,37 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="settings of methods"
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check(options.starts, options.set)
+    return options
+
+
+def check(starts: int, changes: Sequence[str] = ()) -> None:
+    """Checks starts and settings before any method runs.
+
+    Raises:
+      UserError: no start, or a setting of any method that will not do.
+    """
+    if starts < 1:
+        raise UserError(f"--starts={starts}: it must be at least 1")
+    for method in METHODS:
+        settings_of(method, 2, changes)
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
-    """The methods asked for, on those of the spaces that they take."""
+    """The methods asked for, on those of the spaces that they take.
+
+    Raises:
+      UserError: none of them takes any of the spaces.
+    """
     found = []
     for name in options.methods:
         for spaces in options.spaces:
             if spaces != "both" or METHODS[name].spaces == "several":
                 found.append(Job(name, spaces))
+    if not found:
+        several = [name for name, entry in METHODS.items() if entry.spaces == "several"]
+        raise UserError(f"--spaces both: of the methods, {', '.join(several)} take two spaces")
     return found
 
 
@@ -87,7 +108,8 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
     """A method's settings, with those that were set on the command line.
 
     Raises:
-      UserError: no such method or field, or a value that is not of the field's type.
+      UserError: no such method or field, or a value that is not of the field's type, below zero,
+        or zero where there would be nothing to do.
     """
     settings: Any = METHODS[method].settings(n_classes)
     for change in changes:
@@ -104,6 +126,9 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
             settings = settings._replace(**{field: kind(int(value) if kind is bool else value)})
         except ValueError as error:
             raise UserError(f"--set {change}: {error}") from error
+        least = 1 if field.endswith("batch") or settings.length < 1 else 0
+        if getattr(settings, field) < least:
+            raise UserError(f"--set {change}: it must be at least {least}")
     return settings
 
 
@@ -118,7 +143,8 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
     settings = settings_of(job.method, pair.n_classes, options.set)
     spaces = pairs.choose(pair, "train", job.spaces)
     began = time.perf_counter()
-    near = _neighbours(spaces, entry.neighbours)
+    # Of two spaces the one is the other view of a row.
+    near = _neighbours(spaces, entry.neighbours if len(spaces) == 1 else 0)
     searched = time.perf_counter() - began
     true = None
     if entry.supervised:
@@ -134,9 +160,7 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
             done=lambda steps, loss: progress.update(steps, loss=loss),
         )
     found = {
-        split: running.predict(
-            entry.module, settings, fitted.state, pairs.choose(pair, split, job.spaces)
-        )
+        split: running.predict(entry.module, fitted.state, pairs.choose(pair, split, job.spaces))
         for split in pairs.SPLITS
     }
     score = running.score(entry.module, settings, fitted.state, data)
@@ -196,10 +220,18 @@ def results(
     """Every job's arrays: those that are stored, and those made now, which are stored.
 
     Raises:
-      UserError: what is stored was made with other settings.
+      UserError: what is stored was made with other settings, or a supervised method is asked for
+        where labels have more classes than are searched for.
     """
     config = figures.load_config(options.config, options.fields)
     pair = pairs.load(config, exchanged=options.exchanged)
+    supervised = [job.method for job in asked if METHODS[job.method].supervised]
+    given = len(np.unique(pair.labels["train"]))
+    if supervised and given > pair.n_classes:
+        raise UserError(
+            f"n_classes={pair.n_classes}, the train labels have {given} classes: leave out "
+            f"{' and '.join(supervised)}, or set --config.n_classes={given}"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     for job in asked:
         arrays = stored_or_made(

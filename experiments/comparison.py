@@ -43,7 +43,8 @@ from hume_jax.report import results
 
 RESAMPLES = 2000
 _SECONDS = ("compile", "search", "score")
-_PARTS = ("encoder", "search", "inner", "ensemble")
+# Fields of the config that tell kinds of runs apart.
+_PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
 HEAD = (
     "method", "spaces", "what", "test ACC", "test ARI", "test NMI", "ACC, first row minus this",
     "95 %", "seconds",
@@ -84,27 +85,42 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     if both:
         # The same search in either order.
         names.sort()
-    kept = {part: config.get(part) for part in _PARTS}
+    kept = {part: config[part] for part in _PARTS if part in config}
     return Row(
         kept_labels.HUME,
         " and ".join(names) if both else " → ".join(names),
         f"votes of {len(found[0]['tasks'])} tasks{_changes(kept, usual)}",
         tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
-        tuple(float(sum(each["seconds"][part] for part in _SECONDS)) for each in found),
+        tuple(_seconds(each["seconds"]) for each in found),
         json.dumps(kept, sort_keys=True),
     )
 
 
+def _seconds(found: dict[str, Any]) -> float:
+    """Of one vote; of a run that went on after a stop no one knows, for it times its last part."""
+    return np.nan if "resumed" in found else float(sum(found[part] for part in _SECONDS))
+
+
 def _changes(kept: dict[str, Any], usual: config_dict.ConfigDict) -> str:
     """Settings of a run that are not the dataset's usual ones; spaces are named by themselves."""
-    ours = json.loads(usual.to_json_best_effort())
+    ours = _flat({part: json.loads(usual.to_json_best_effort())[part] for part in kept})
     return "".join(
-        f", {part}.{name}={value}"
-        for part, fields in kept.items()
-        for name, value in (fields or {}).items()
-        if f"{part}.{name}" != "search.spaces" and value != ours[part].get(name)
+        f", {name}={value}"
+        for name, value in _flat(kept).items()
+        if name != "search.spaces" and value != ours.get(name)
     )
+
+
+def _flat(parts: dict[str, Any]) -> dict[str, Any]:
+    """Fields of all parts by their full names; a part may be a field itself."""
+    found: dict[str, Any] = {}
+    for part, value in parts.items():
+        if isinstance(value, dict):
+            found |= {f"{part}.{name}": own for name, own in value.items()}
+        else:
+            found[part] = value
+    return found
 
 
 def _paths(value: str | list[str]) -> str | tuple[str, ...]:
@@ -129,8 +145,13 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         raise UserError(f"{folder} has no results of baselines.py")
     rows = []
     # In the order of the methods, not of their file names.
-    order = list(METHODS)
-    for path in sorted(paths, key=lambda p: order.index(p.stem.rpartition("-")[0])):
+    order = [baselines.Job(name, spaces).name for name in METHODS for spaces in baselines.SPACES]
+    for path in paths:
+        if path.stem not in order:
+            raise UserError(
+                f"{path} is no result of baselines.py: leave such files out of {folder}"
+            )
+    for path in sorted(paths, key=lambda p: order.index(p.stem)):
         name, _, spaces = path.stem.rpartition("-")
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -219,6 +240,7 @@ def judge(rows: Sequence[Row], true: np.ndarray, seed: int) -> list[dict[str, An
         scores = [metrics.score(labels, true) for labels in row.labels]
         entry = {**row._asdict(), **{s: [each[s] for each in scores] for s in baselines.SCORES}}
         del entry["labels"], entry["made_with"]
+        entry["seconds"] = [known for known in row.seconds if np.isfinite(known)]
         if row.method == kept_labels.HUME:
             seeds = len(row.names)
             entry["what"] += f", {seeds} seeds" if seeds > 1 else f", {row.names[0]}"
@@ -239,7 +261,7 @@ def line(entry: dict[str, Any]) -> list[str]:
         *(figures.spread(entry[score], 4) for score in baselines.SCORES),
         f"{mean:+.4f}" if known else "-",
         f"{low:+.4f} to {high:+.4f}" if known else "-",
-        f"{np.mean(entry['seconds']):.0f}",
+        f"{np.mean(entry['seconds']):.0f}" if entry["seconds"] else "-",
     ]
 
 

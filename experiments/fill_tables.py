@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pages", nargs="+", type=pathlib.Path)
     for page in parser.parse_args(arguments).pages:
-        if not page.exists():
+        if not page.is_file():
             raise UserError(f"{page}: no such file")
         text = fill(page.read_text(encoding="utf-8"))
         with atomic_write(page) as file:

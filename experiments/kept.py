@@ -28,7 +28,7 @@ class Row(NamedTuple):
     what: str  # e.g. 'votes of 64 tasks' or 'single starts'
     names: tuple[str, ...]  # G, of the runs, e.g. 'seed 0'
     labels: np.ndarray  # (G, n) integers, of the test rows
-    seconds: tuple[float, ...]  # G, of each run, or one for all together
+    seconds: tuple[float, ...]  # G, of each run, or one for all together; NaN: not known
     made_with: str = ""  # fields of the config, or settings, as JSON
 
     @property

@@ -3,8 +3,9 @@
     python experiments/real_data.py --out=runs/imagenette32 -- --config.n_tasks=32
     python experiments/label_free_scores.py runs/imagenette32/*/ --out=runs/label_free.json
 
-Takes the workdirs of finished runs (32 tasks or more make the intervals useful; a folder without a
-results.json is an error) and prints a Markdown table, a row for each run and score:
+Takes the workdirs of finished runs (32 tasks or more make the intervals useful; each seed of a run
+of several is one; a folder without a results.json is an error) and prints a Markdown table, a row
+for each run and score:
 
 * Pearson's and Spearman's correlation of the score with ACC over the tasks, with bootstrap 95 %
   intervals. The objective should be low and the other two high for an accurate task.
@@ -148,6 +149,12 @@ def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
     return results.describe(entry, kind).partition(" ")[2] if entry else "-"
 
 
+def _seeds(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the seeds of a run; of a run of one seed its own."""
+    runs = figures.read_json(folder / "results.json").get("runs", [])
+    return [folder / f"seed_{run['seed']}" for run in runs] or [folder]
+
+
 def _name(folder: pathlib.Path) -> str:
     """A run's name; seeds of one run are told apart from those of another."""
     of_seed = folder.name.startswith("seed_")
@@ -175,8 +182,9 @@ def verdict(runs: dict[str, dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Reads the runs, prints and writes the figures."""
     options = parse_arguments(arguments)
-    runs = {_name(folder.resolve()): read_run(folder, options.split) for folder in options.runs}
-    if len(runs) < len(options.runs):
+    folders = [part.resolve() for folder in options.runs for part in _seeds(folder)]
+    runs = {_name(folder): read_run(folder, options.split) for folder in folders}
+    if len(runs) < len(folders):
         raise UserError("two of the runs have the same name; rename a folder")
     figures.write_json(options.out, runs)
     text = figures.write_table(options.out.parent, *cells(runs), name=options.out.stem)

@@ -21,6 +21,7 @@ import figures
 import numpy as np
 
 from hume_jax.baselines.neighbours import neighbours
+from hume_jax.errors import UserError
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -31,7 +32,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=50, help="neighbours of each row")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="file, .json")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not 0 < options.count < options.rows:
+        raise UserError(f"--count={options.count}: it must be between 1 and one less than --rows")
+    return options
 
 
 def ways() -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:

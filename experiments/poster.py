@@ -20,12 +20,14 @@ TABLE_notes.md has source, commands, seeds and the machine.
 
 import argparse
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import baselines
 import figures
 import numpy as np
 import pairs
@@ -95,7 +97,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--field", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of every config"
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    baselines.check(len(options.seeds), options.set)
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: one is given twice")
+    return options
 
 
 def commands(spec: str, methods: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
@@ -122,8 +128,9 @@ def commands(spec: str, methods: Sequence[str], options: argparse.Namespace) -> 
 
 
 def dataset_name(spec: str) -> str:
-    """A dataset's name, from the file of its config."""
-    return pathlib.Path(spec.partition(":")[0]).stem
+    """A dataset's name, from the file of its config and the variant: a folder of its own."""
+    file, _, variant = spec.partition(":")
+    return "-".join([pathlib.Path(file).stem, *re.findall(r"[\w.=+]+", variant)])
 
 
 def ours(

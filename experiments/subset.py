@@ -7,9 +7,10 @@
 Writes files of the names that the config's arrays have to OUT, so that a config of
 `experiments/datasets` reads them with `source=OUT`; rows keep their order. `--hold-out` takes a
 share of the train rows as test rows: choices are judged on them while the real test rows stay
-unseen. `--long-tail=R` keeps of class c (in the order of the labels) the share `R^(-c / (K - 1))`,
-the largest class being R times the smallest, as in Cao et al., *Learning Imbalanced Datasets*,
-NeurIPS 2019. It is the one use that is made of labels, and no part of a search.
+unseen. A file that is there and holds anything else is never written over. `--long-tail=R` keeps of
+class c (in the order of the labels) the share `R^(-c / (K - 1))`, the largest class being R times
+the smallest, as in Cao et al., *Learning Imbalanced Datasets*, NeurIPS 2019. It is the one use that
+is made of labels, and no part of a search.
 """
 
 import argparse
@@ -82,16 +83,41 @@ def write(config: config_dict.ConfigDict, options: argparse.Namespace) -> str:
     """Writes the arrays; returns what was written, a line a split.
 
     Raises:
-      UserError: fields that are not one `.npy` file each, or as `choose`.
+      UserError: fields that are not one `.npy` file each, a file in the way, or as `choose`.
     """
     paths = {s: {f: _path(config, s, f) for f in FIELDS} for s in ("train", "test")}
     arrays = {field: np.load(path, mmap_mode="r") for field, path in paths["train"].items()}
-    lines = []
-    for split, rows in choose(options, np.asarray(arrays["labels"])).items():
-        for field, array in arrays.items():
-            store.save_array(options.out / paths[split][field].name, np.asarray(array[rows]))
-        lines.append(f"{split}: {len(rows)} of {len(arrays['labels'])} train rows")
-    return "\n".join(lines)
+    chosen = choose(options, np.asarray(arrays["labels"]))
+    found = {
+        options.out / paths[split][field].name: np.asarray(array[rows])
+        for split, rows in chosen.items()
+        for field, array in arrays.items()
+    }
+    if len(found) < len(chosen) * len(FIELDS):
+        raise UserError("files of two fields have one name: both cannot be in one folder")
+    # All of them are looked at before the first is written.
+    missing = [path for path, array in found.items() if not _holds(path, array)]
+    for path in missing:
+        store.save_array(path, found[path])
+    n = len(arrays["labels"])
+    return "\n".join(f"{split}: {len(rows)} of {n} train rows" for split, rows in chosen.items())
+
+
+def _holds(path: pathlib.Path, array: np.ndarray) -> bool:
+    """Whether a file is there already and holds an array.
+
+    Raises:
+      UserError: it holds something else: the arrays of the config themselves, it may be.
+    """
+    if not path.exists():
+        return False
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        stored = None
+    if stored is None or stored.dtype != array.dtype or not np.array_equal(stored, array):
+        raise UserError(f"{path} is there and holds other rows: give another --out")
+    return True
 
 
 def _path(config: config_dict.ConfigDict, split: str, field: str) -> pathlib.Path:

@@ -109,6 +109,9 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     Raises:
       UserError: no `sweep()`, a setting twice, or a field or value that will not do.
     """
+    for field in options.fields:
+        if field.partition("=")[0] in ("--config.seed", "--config.seeds"):
+            raise UserError(f"{field}: the seeds of a sweep are those that its settings list")
     grouped: dict[str, tuple[dict[str, Any], list[int]]] = {}
     for setting in config_lib.load_sweep(options.config):
         rest = {name: value for name, value in setting.items() if name != "seed"}

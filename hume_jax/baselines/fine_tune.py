@@ -29,7 +29,6 @@ class Settings(NamedTuple):
     batch: int = 256
     learning_rate: float = 1e-3  # AdamW's
     weight_decay: float = 1e-2
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -58,7 +57,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       data: the rows, and their true labels.
       settings: of the method.
     """
-    n, dim = data.spaces[settings.space].shape
+    n, dim = data.spaces[0].shape
     keys = task_keys(seed, tasks)
     head = heads.mlp(keys, dim, settings.hidden, settings.n_classes)
     held_out = jax.vmap(lambda key: held_out_rows(key, n))(keys)
@@ -70,7 +69,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    x, true = data.spaces[settings.space], data.true
+    x, true = data.spaces[0], data.true
 
     def loss(head: heads.Mlp, rows: Array, _: Array) -> Array:
         log_p = jax.nn.log_softmax(heads.logits(head, x[rows]))
@@ -91,9 +90,9 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return state, Info(mean)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32, by the kept pass."""
-    z = heads.logits(state.best, spaces[settings.space])
+    z = heads.logits(state.best, spaces[0])
     return jnp.argmax(z, axis=-1).astype(jnp.int32)
 
 

@@ -122,7 +122,6 @@ class Settings(NamedTuple):
     spherical: bool = False  # whether centres have unit norm
     starts: int = STARTS  # of each task
     steps: int = 300  # at most
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -149,7 +148,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       data: the rows.
       settings: of the method.
     """
-    x = data.spaces[settings.space]
+    x = data.spaces[0]
     keys = jax.vmap(lambda key: jax.random.split(key, settings.starts))(task_keys(seed, tasks))
     rows = jax.lax.map(
         lambda key: spread_rows(key, x, settings.n_classes),
@@ -165,7 +164,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One step of Lloyd's algorithm of every start."""
     del seed
-    x = data.spaces[settings.space]
+    x = data.spaces[0]
     flat = state.centres.reshape(-1, *state.centres.shape[2:])
     moved, inertia = jax.lax.map(
         lambda centres: _lloyd(centres, x, settings.spherical),
@@ -179,11 +178,11 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return state, Info(jnp.min(inertia, axis=1))
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The nearest centre of every row in the best start, ``(S, m)`` int32."""
     best = jnp.argmin(state.inertia, axis=1)
     centres = jnp.take_along_axis(state.centres, best[:, None, None, None], axis=1)[:, 0]
-    x = spaces[settings.space]
+    x = spaces[0]
     return jax.lax.map(lambda c: jnp.argmin(_distances(c, x), axis=1).astype(jnp.int32), centres)
 
 

@@ -6,7 +6,7 @@ A method is a module of these functions over a state of S tasks, and of its sett
                                                 `settings.length` is the number of steps
     init(seed, tasks, data, settings) -> state  `state.task` (S,), `state.step` ()
     step(state, seed, data, settings) -> (state, Info)
-    predict(state, spaces, settings) -> (S, n) int32 labels
+    predict(state, spaces) -> (S, n) int32 labels
     score(state, data, settings) -> (S,) float32, its own label-free score, lowest is best
 
 What is drawn at random for a task depends on the seed and the task's number alone; which rows are

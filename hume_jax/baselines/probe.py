@@ -171,7 +171,6 @@ class Settings(NamedTuple):
     # 150 classes and a penalty of 1e-6, the shortest of them, 1/9, still led away.
     lengths: int = 8
     tolerance: float = 3e-4  # norm of the gradient at which a fit stops
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -200,7 +199,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       data: the rows, and their true labels.
       settings: of the method.
     """
-    x = _with_constant(data.spaces[settings.space])
+    x = _with_constant(data.spaces[0])
     n, dim = x.shape
     held_out = jax.vmap(lambda key: held_out_rows(key, n))(task_keys(seed, tasks))
     variance, basis = jnp.linalg.eigh(x.T @ x / n)
@@ -213,7 +212,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One fit: on nine tenths of the rows or, last, on all."""
     del seed
-    x = _with_constant(data.spaces[settings.space])
+    x = _with_constant(data.spaces[0])
     penalties = jnp.asarray(settings.penalties)
     choosing = state.step < len(penalties)
     y = jax.nn.one_hot(data.true, settings.n_classes, axis=0)
@@ -250,9 +249,9 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return state._replace(w=w, accuracy=accuracy, step=state.step + 1), Info(loss)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
-    z = jnp.einsum("nd,sdk->snk", _with_constant(spaces[settings.space]), state.w)
+    z = jnp.einsum("nd,sdk->snk", _with_constant(spaces[0]), state.w)
     return jnp.argmax(z, axis=-1).astype(jnp.int32)
 
 

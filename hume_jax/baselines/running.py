@@ -40,7 +40,7 @@ class Method(Protocol):
     def step(self, state: Any, seed: Array | int, data: Data, settings: Any) -> tuple[Any, Info]:
         """One step."""
 
-    def predict(self, state: Any, spaces: tuple[Array, ...], settings: Any) -> Array:
+    def predict(self, state: Any, spaces: tuple[Array, ...]) -> Array:
         """Labels (S, m) int32."""
 
     def score(self, state: Any, data: Data, settings: Any) -> Array:
@@ -114,14 +114,11 @@ def _settled(state: Any) -> bool:
     return "settled" in state._fields and bool(jnp.all(state.settled))
 
 
-def predict(
-    method: Method, settings: Settings, state: Any, spaces: tuple[np.ndarray, ...]
-) -> np.ndarray:
+def predict(method: Method, state: Any, spaces: tuple[np.ndarray, ...]) -> np.ndarray:
     """Labels of rows, a block of them at a time.
 
     Args:
       method: a module of this folder.
-      settings: of the method.
       state: of S tasks.
       spaces: (m, d_i) float32 rows, centred, of unit norm.
 
@@ -130,7 +127,7 @@ def predict(
     """
     m = len(spaces[0])
     size = min(m, _BLOCK)
-    program = jax.jit(functools.partial(method.predict, settings=settings))
+    program = jax.jit(method.predict)
     labels = np.empty((len(state.task), m), np.int32)
     for start in range(0, m, size):
         # The last block reaches back, so that all have one shape.

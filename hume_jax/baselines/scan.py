@@ -36,7 +36,6 @@ class Settings(NamedTuple):
     threshold: float = 0.99  # probability above which a label is sure
     label_passes: int = 25  # of self-labelling, after those of clustering
     label_learning_rate: float = 0.03
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -59,10 +58,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     Args:
       seed: of the run.
       tasks: ``(S,)`` int32 numbers of the heads.
-      data: the rows, and their nearest neighbours in the space of the settings.
+      data: the rows, and their nearest neighbours in the first space.
       settings: of the method.
     """
-    dim = data.spaces[settings.space].shape[1]
+    dim = data.spaces[0].shape[1]
     head = heads.linear(task_keys(seed, tasks), dim, settings.n_classes)
     trained = heads.Trained(head, _optimiser(settings, settings.learning_rate).init(head))
     return State(tasks, trained, jnp.full(len(tasks), jnp.inf), jnp.zeros((), jnp.int32))
@@ -70,7 +69,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows, of clustering or, after those, of self-labelling."""
-    x, neighbours = data.spaces[settings.space], data.near
+    x, neighbours = data.spaces[0], data.near
     key = step_key(seed, state.step)
 
     def views(rows: Array, key: Array) -> tuple[Array, Array]:
@@ -101,15 +100,15 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return State(state.task, trained, loss, state.step + 1), Info(loss)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
-    z = heads.logits(state.trained.params, spaces[settings.space])
+    z = heads.logits(state.trained.params, spaces[0])
     return jnp.argmax(z, axis=-1).astype(jnp.int32)
 
 
 def score(state: State, data: Data, settings: Settings) -> Array:
     """Eq. 2 over all rows and all of their neighbours, ``(S,)``; the authors choose heads by it."""
-    log_p = jax.nn.log_softmax(heads.logits(state.trained.params, data.spaces[settings.space]))
+    log_p = jax.nn.log_softmax(heads.logits(state.trained.params, data.spaces[0]))
 
     def add(total: Array, neighbour: Array) -> tuple[Array, None]:
         return total + consistency(log_p, log_p[:, neighbour]), None

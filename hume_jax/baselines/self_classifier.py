@@ -30,7 +30,6 @@ class Settings(NamedTuple):
     passes: int = 100
     batch: int = 4096
     learning_rate: float = 0.01  # Adam's
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -53,10 +52,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     Args:
       seed: of the run.
       tasks: ``(S,)`` int32 numbers of the classifiers.
-      data: the rows, and their nearest neighbours in the space of the settings.
+      data: the rows, and their nearest neighbours in the first space.
       settings: of the method.
     """
-    dim = data.spaces[settings.space].shape[1]
+    dim = data.spaces[0].shape[1]
     w = heads.linear(task_keys(seed, tasks), dim, settings.n_classes).w
     trained = heads.Trained(w, optax.adam(settings.learning_rate).init(w))
     return State(tasks, trained, jnp.full(len(tasks), jnp.inf), jnp.zeros((), jnp.int32))
@@ -64,7 +63,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    x, neighbours = data.spaces[settings.space], data.near
+    x, neighbours = data.spaces[0], data.near
 
     def loss(w: Array, rows: Array, key: Array) -> Array:
         drawn = jax.random.randint(key, rows.shape, 0, neighbours.shape[1])
@@ -77,9 +76,9 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return State(state.task, trained, mean, state.step + 1), Info(mean)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
-    z = _cosines(state.trained.params, spaces[settings.space])
+    z = _cosines(state.trained.params, spaces[0])
     return jnp.argmax(z, axis=-1).astype(jnp.int32)
 
 

@@ -46,7 +46,6 @@ class Settings(NamedTuple):
     threshold: float = 0.95  # probability above which an own label is taught
     label_learning_rate: float = 1e-3
     patience: int = 2  # turns in which labels rest before the rest of them is left out
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -71,10 +70,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     Args:
       seed: of the run.
       tasks: ``(S,)`` int32 numbers of the heads.
-      data: the rows, and their nearest neighbours in the space of the settings.
+      data: the rows, and their nearest neighbours in the first space.
       settings: of the method.
     """
-    n, dim = data.spaces[settings.space].shape
+    n, dim = data.spaces[0].shape
     head = heads.mlp(task_keys(seed, tasks), dim, settings.hidden, settings.n_classes)
     trained = heads.Trained(head, optax.adam(settings.learning_rate).init(head))
     none = jnp.full((len(tasks), n), -1, jnp.int32)
@@ -86,7 +85,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """A turn of prototypes or, after those, a pass on reliable labels."""
-    x, near = data.spaces[settings.space], data.near
+    x, near = data.spaces[0], data.near
 
     resting = state.watch.quiet >= settings.patience
 
@@ -113,9 +112,9 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return state._replace(step=state.step + 1), Info(state.loss)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
-    return _most_probable(state.trained.params, spaces[settings.space])
+    return _most_probable(state.trained.params, spaces[0])
 
 
 def score(state: State, data: Data, settings: Settings) -> Array:

@@ -49,7 +49,6 @@ class Settings(NamedTuple):
     weight_decay: float = 1e-4
     patience: int = 5  # passes in which labels rest before a head stops; 0: it never does
     together: bool = False  # whether heads share the weights of pairs: the mean over all of them
-    space: int = 0
 
     @property
     def length(self) -> int:
@@ -92,10 +91,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     Args:
       seed: of the run.
       tasks: ``(S,)`` int32 numbers of the heads.
-      data: the rows, and their nearest neighbours in the space of the settings.
+      data: the rows, and their nearest neighbours in the first space.
       settings: of the method.
     """
-    n, dim = data.spaces[settings.space].shape
+    n, dim = data.spaces[0].shape
 
     def one(key: Array) -> Head:
         keys = jax.random.split(key, 3)
@@ -119,7 +118,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    x, neighbours = data.spaces[settings.space], data.near
+    x, neighbours = data.spaces[0], data.near
     optimiser = _optimiser(settings, len(x))
     order_key, draw_key = jax.random.split(step_key(seed, state.step))
     batches = heads.batches(order_key, len(x), settings.batch)
@@ -139,7 +138,6 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
             return jnp.sum(each), each
 
         gradients, each = jax.grad(total, has_aux=True)(pair.student)
-        gradients = _without_last(gradients, state.step < settings.frozen)
         updates, moments = optimiser.update(gradients, pair.optimiser, pair.student)
         student = optax.apply_updates(pair.student, updates)
         follows = optax.incremental_update(student, pair.teacher, 1 - settings.momentum)
@@ -152,9 +150,9 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return State(state.task, pair, mean, seen, settled, state.step + 1), Info(mean)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The teacher's most probable class of every row, ``(S, m)`` int32."""
-    return _most_probable(state.pair.teacher, spaces[settings.space])
+    return _most_probable(state.pair.teacher, spaces[0])
 
 
 def score(state: State, data: Data, settings: Settings) -> Array:
@@ -220,19 +218,29 @@ def _most_probable(head: Head, x: Array) -> Array:
 
 
 def _optimiser(settings: Settings, n: int) -> optax.GradientTransformation:
-    """AdamW whose rate rises over the first passes; n rows."""
+    """AdamW whose rate rises over the first passes, the last layer resting for some; n rows."""
     batch = min(settings.batch, n)
-    steps = max(1, settings.warmup * (n // batch))
-    rate = optax.linear_schedule(0.0, settings.learning_rate * batch / 256, steps)
-    return optax.adamw(rate, weight_decay=settings.weight_decay, mask=_decayed)
+    steps = n // batch
+    rate = optax.linear_schedule(
+        0.0, settings.learning_rate * batch / 256, max(1, settings.warmup * steps)
+    )
+    adam = optax.chain(
+        optax.scale_by_adam(), optax.add_decayed_weights(settings.weight_decay, _decayed)
+    )
+    # While it rests it does not decay, nor do its moments count steps.
+    last = optax.conditionally_mask(adam, lambda step: step >= settings.frozen * steps)
+    return optax.chain(
+        optax.partition({"last": last, "others": adam}, _parts), optax.scale_by_learning_rate(rate)
+    )
+
+
+def _parts(head: Head) -> heads.Params:
+    """Which optimiser a parameter has."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "last" if path[0].name in ("v", "length") else "others", head
+    )
 
 
 def _decayed(head: Head) -> heads.Params:
     """Which parameters decay: all but the biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name != "b", head)
-
-
-def _without_last(gradients: Head, rests: Array) -> Head:
-    """Gradients whose last layer is zero while it rests."""
-    v, length = (jnp.where(rests, 0, g) for g in (gradients.v, gradients.length))
-    return gradients._replace(v=v, length=length)

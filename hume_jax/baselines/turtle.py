@@ -154,9 +154,8 @@ def _look(
     return seen, state.settled | (seen.quiet >= settings.patience)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
-    del settings
     return jnp.argmax(_labels(state.encoders, _scaled(spaces))[0], axis=-1).astype(jnp.int32)
 
 

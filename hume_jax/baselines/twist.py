@@ -37,7 +37,6 @@ class Settings(NamedTuple):
     passes: int = 100
     batch: int = 2048
     learning_rate: float = 0.01  # Adam's
-    space: int = 0  # where there is one
 
     @property
     def length(self) -> int:
@@ -66,7 +65,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       settings: of the method.
     """
     keys = task_keys(seed, tasks)
-    spaces = _used(data.spaces, settings)
+    spaces = data.spaces
     head = tuple(
         heads.linear(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys), x.shape[1], k)
         for i, (x, k) in enumerate((x, settings.n_classes) for x in spaces)
@@ -78,7 +77,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    spaces = _used(data.spaces, settings)
+    spaces = data.spaces
 
     def twin_loss(head: tuple[heads.Linear, ...], rows: Array, key: Array) -> Array:
         if len(spaces) == 1:
@@ -97,11 +96,10 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     return State(state.task, trained, scales, mean, state.step + 1), Info(mean)
 
 
-def predict(state: State, spaces: tuple[Array, ...], settings: Settings) -> Array:
+def predict(state: State, spaces: tuple[Array, ...]) -> Array:
     """The most probable class of every row, ``(S, m)`` int32."""
     total = jnp.zeros(())
-    used = _used(spaces, settings)
-    for head, (mean, deviation), x in zip(state.trained.params, state.scales, used, strict=True):
+    for head, (mean, deviation), x in zip(state.trained.params, state.scales, spaces, strict=True):
         z = (heads.logits(head, x) - mean[:, None]) / deviation[:, None]
         total = total + jax.nn.softmax(z)
     return jnp.argmax(total, axis=-1).astype(jnp.int32)
@@ -125,11 +123,6 @@ def loss(one: Array, other: Array, sharpness_weight: float, diversity_weight: fl
         diversity = -jnp.sum(mean * jnp.log(mean), axis=-1)
         total += divergence + sharpness_weight * sharpness - diversity_weight * diversity
     return total / 2
-
-
-def _used(spaces: tuple[Array, ...], settings: Settings) -> tuple[Array, ...]:
-    """Both spaces, or the one of the settings."""
-    return spaces if len(spaces) == 2 else (spaces[settings.space],)
 
 
 def _normalised(z: Array) -> Array:

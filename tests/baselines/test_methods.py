@@ -71,7 +71,7 @@ def run(
     settings = entry.settings(n_classes)._replace(**SMALL[name])
     fitted = running.fit(entry.module, settings, data, np.array(tasks), 7)
     spaces = tuple(map(np.asarray, data.spaces))
-    labels = running.predict(entry.module, settings, fitted.state, spaces)
+    labels = running.predict(entry.module, fitted.state, spaces)
     return labels, running.score(entry.module, settings, fitted.state, data)
 
 

@@ -42,7 +42,7 @@ def test_steps_of_kmeans_are_those_of_scikit_learn() -> None:
     # The inertia is that of the centres that the step began with.
     state, info = kmeans.step(state, 0, data, settings)
     np.testing.assert_allclose(info.loss[0] * len(x), theirs.inertia_, rtol=1e-4)
-    labels = kmeans.predict(state, (jnp.asarray(x),), settings)
+    labels = kmeans.predict(state, (jnp.asarray(x),))
     assert labels.shape == (1, 300)
 
 
@@ -66,7 +66,7 @@ def test_centres_of_spherical_kmeans_have_unit_norm() -> None:
     # The nearest centre of unit norm is the one of the highest cosine.
     best = int(np.argmin(fitted.state.inertia[0]))
     cosines = x @ np.asarray(fitted.state.centres)[0, best].T
-    labels = running.predict(kmeans, settings, fitted.state, (x,))
+    labels = running.predict(kmeans, fitted.state, (x,))
     np.testing.assert_array_equal(labels[0], cosines.argmax(axis=1))
 
 
@@ -110,7 +110,7 @@ def test_the_probe_ends_well_with_many_classes_and_little_penalty() -> None:
     settings = probe.Settings(150, penalties=(1e-6,))
     data = Data((jnp.asarray(x),), None, true)
     fitted = running.fit(probe, settings, data, np.arange(1), 0)
-    labels = running.predict(probe, settings, fitted.state, (x,))
+    labels = running.predict(probe, fitted.state, (x,))
     assert np.mean(labels[0] == true) > 0.97
 
 

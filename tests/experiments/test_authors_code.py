@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import re
 import stat
+import subprocess
 
 import authors_code
 import numpy as np
@@ -20,11 +22,12 @@ method, *flags = sys.argv[2:]
 values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
 folder = pathlib.Path(values["arrays"])
 test = np.load(folder / "space0_test.npy")
-assert ("neighbours.npy" in [path.name for path in folder.iterdir()]) == (method != "turtle")
+near = "neighbours.npy" in [path.name for path in folder.iterdir()]
+assert near != method.startswith("turtle")
 scale = np.linalg.norm(test, axis=1).mean()
 assert abs(scale - (1 if method == "scan" else test.shape[1] ** 0.5)) < 1e-4
 labels = np.zeros((int(values["starts"]), len(test)), int)
-score = np.arange(len(labels)) * (method != "turtle")
+score = np.arange(len(labels)) * (not method.startswith("turtle"))
 np.savez(values["out"], test=labels, score=score, seconds=2.5)
 """
 
@@ -41,7 +44,16 @@ def python(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def command(tmp_path: pathlib.Path, python: pathlib.Path, *more: str) -> list[str]:
     own = ["--config=configs/arrays.py", f"--torch-python={python}", f"--out={tmp_path / 'out'}"]
-    return [*own, "--starts=2", "--set", "turtle.steps=3", "scan.passes=20", "--", *more]
+    return [
+        *own,
+        "--starts=2",
+        "--set",
+        "turtle.steps=3",
+        "turtle_warm.steps=3",
+        "scan.passes=20",
+        "--",
+        *more,
+    ]
 
 
 @pytest.mark.slow
@@ -57,7 +69,7 @@ def test_both_are_scored_on_the_same_rows(
     authors_code.main(asked)
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["SCAN", "TURTLE, cold start"]
+    assert [row["method"] for row in rows] == ["SCAN", "TURTLE, cold start", "TURTLE, warm start"]
     labels = next(f for f in arrays if "test.labels" in f).partition("=")[2]
     largest = np.unique(np.load(labels), return_counts=True)[1].max() / 60
     for row in rows:
@@ -73,6 +85,27 @@ def test_both_are_scored_on_the_same_rows(
     assert capsys.readouterr().out == printed
     with pytest.raises(UserError, match="made with other settings"):
         authors_code.main(["--seed=1", *asked])
+    # Nor is it told as of another commit.
+    git(checkout, "init", "--quiet")
+    with pytest.raises(UserError, match="made with other settings"):
+        authors_code.main(asked)
+
+
+def git(folder: pathlib.Path, *asked: str) -> None:
+    names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "-C", str(folder), *names, *asked], check=True)
+
+
+def test_the_commit_of_a_checkout(tmp_path: pathlib.Path) -> None:
+    assert authors_code.commit(tmp_path) == "?"
+    (tmp_path / "code.py").write_text("1")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "--quiet", "--message=first")
+    found = authors_code.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7,}", found)
+    (tmp_path / "code.py").write_text("2")
+    assert authors_code.commit(tmp_path) == f"{found} and changes"
 
 
 def test_what_is_missing_is_named(tmp_path: pathlib.Path, arrays: list[str]) -> None:

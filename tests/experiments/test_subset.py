@@ -84,3 +84,36 @@ def test_several_files_are_told(arrays: list[str], tmp_path: pathlib.Path) -> No
     more = [*arrays, "--config.data.train.phi2=('a.npy','b.npy')"]
     with pytest.raises(UserError, match=r"data\.train\.phi2 is .*one \.npy file"):
         run(tmp_path / "out", more, "--rows=2")
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["the folder", "a link to it"])
+def test_the_arrays_themselves_are_never_written_over(
+    arrays: list[str], tmp_path: pathlib.Path, link: bool
+) -> None:
+    out = tmp_path
+    if link:
+        out = tmp_path / "link"
+        out.symlink_to(tmp_path, target_is_directory=True)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.npy")}
+    with pytest.raises(UserError, match="is there and holds other rows: give another --out"):
+        run(out, arrays, "--rows=10")
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.npy")} == before
+
+
+def test_what_is_there_already_stays(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out"
+    run(out, arrays, "--rows=50")
+    stamps = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    run(out, arrays, "--rows=50")
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+    (out / "labels_train.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match="labels_train.npy is there"):
+        run(out, arrays, "--rows=50")
+
+
+def test_two_files_of_one_name_are_told(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    own = tmp_path / "other" / "phi1_train.npy"
+    own.parent.mkdir()
+    np.save(own, np.zeros((160, 8)))
+    with pytest.raises(UserError, match="files of two fields have one name"):
+        run(tmp_path / "out", [*arrays, f"--config.data.train.phi2={own}"], "--rows=10")
