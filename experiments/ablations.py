@@ -4,11 +4,12 @@
 
 The cell is Imagenette's features (experiments/datasets/imagenette.py) with 256 directions of each
 second space and 16 tasks, for seeds 0, 1 and 2 in one program; a setting takes about two minutes on
-two CPU cores. The factors are those of `FACTORS`, `all` of them in one table, and `changes`: from
-the defaults of before to those of now. Choices are made by the mean agreement of the tasks, the
-agreement of the votes of the seeds and the objective of the best task, which need no label;
-accuracies on train rows stand beside them. With `held_out` they are of train rows that no search
-saw, a fourth of all:
+two CPU cores. The factors are those of `FACTORS`; `all` is every one of them in one table but for
+`changes`, which goes from the defaults of before to those of now. A factor that decides a default
+is run once more with `full`, all directions and 64 tasks (`:start,full`). Choices are made by the
+mean agreement of the tasks, the agreement of the votes of the seeds and the objective of the best
+task, which need no label; accuracies on train rows stand beside them. With `held_out` they are of
+train rows that no search saw, a fourth of all:
 
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
     python experiments/sweep.py --config=experiments/ablations.py:changes,held_out --out=...
@@ -38,7 +39,8 @@ Some factors need arrays that these commands make. `rows`, as many train rows as
 import itertools
 import operator
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import config_dict
@@ -192,25 +194,57 @@ MANY: dict[str, Settings] = {
 }
 
 
+class Asked(NamedTuple):
+    """What stands behind the colon of `--config`."""
+
+    factor: str
+    held_out: bool
+    full: bool
+    prior: str  # workdir of the run that it is estimated by, '' where it is not
+    variants: tuple[str, ...]  # of the dataset's config
+
+
+def _asked(arg: str) -> Asked:
+    """Reads the names behind the colon, in any order.
+
+    Raises:
+      UserError: no such factor, or several.
+    """
+    names = [name for name in arg.split(",") if name]
+    variants = [name for name in names if "=" in name]
+    factors = [name for name in names if name not in (*variants, "held_out", "full")]
+    every = ("all", *FACTORS, *PREPARED, *MANY)
+    for name in factors:
+        if name not in every:
+            raise UserError(f"no factor is called {name!r}, there are: {', '.join(every)}")
+    if len(factors) > 1:
+        raise UserError(f"{' and '.join(factors)}: one factor at a time")
+    prior = "".join(name.removeprefix("prior=") for name in variants if name.startswith("prior="))
+    return Asked(
+        factor=(factors or ["all"])[0],
+        held_out="held_out" in names,
+        full="full" in names,
+        prior=prior,
+        variants=tuple(name for name in variants if not name.startswith("prior=")),
+    )
+
+
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    # The factor's name is for `sweep`; what a setting adds to it is for the dataset.
-    given = [name for name in arg.split(",") if name]
-    names = [name for name in given if name not in (*FACTORS, *PREPARED, *MANY, "all")]
-    if any(name in MANY for name in given):
-        return _without_labels(",".join(names))
-    held_out = "held_out" in names
-    prior = next((name for name in names if name.startswith("prior=")), "")
-    names = ["source=runs/held_out" if name == "held_out" else name for name in names]
-    variants = ",".join(name for name in names if name != prior)
+    asked = _asked(arg)
+    if asked.factor in MANY:
+        return _without_labels(asked.variants)
+    source = ("source=runs/held_out",) if asked.held_out else ()
+    variants = ",".join(asked.variants + source)
     config = config_lib.load(f"experiments/datasets/imagenette.py:{variants}")
-    config.n_tasks = 16
-    config.inner.directions = 256
+    config.n_tasks = 64 if asked.full else 16
+    if not asked.full:
+        config.inner.directions = 256
     # The scores of all rows would take longer than the search.
     config.score.rows = 2000
     config.baselines = config.plots = False
-    if prior:
-        config.class_prior = _shares_found(prior.removeprefix("prior="), config.n_classes)
-    if not held_out:
+    if asked.prior:
+        config.class_prior = _shares_found(asked.prior, config.n_classes)
+    if not asked.held_out:
         # The test rows are for the final tables alone.
         _hide_test_rows(config)
     return config
@@ -231,8 +265,8 @@ def _shares_found(workdir: str, n_classes: int) -> tuple[float, ...]:
     return tuple(float(share) for share in np.round(np.sort(counts)[::-1] / counts.sum(), 4))
 
 
-def _without_labels(variants: str) -> config_dict.ConfigDict:
-    config = config_lib.load(f"experiments/datasets/clinc150.py:{variants}")
+def _without_labels(variants: Sequence[str]) -> config_dict.ConfigDict:
+    config = config_lib.load(f"experiments/datasets/clinc150.py:{','.join(variants)}")
     config.baselines = config.plots = False
     config.score.rows = 1500
     config.data.train.labels = ""
@@ -241,14 +275,11 @@ def _without_labels(variants: str) -> config_dict.ConfigDict:
 
 
 def sweep(arg: str = "all") -> Settings:
-    factor = next((name for name in arg.split(",") if name != "held_out"), "all")
-    every = {**FACTORS, **PREPARED, **MANY}
-    if factor != "all" and factor not in every:
-        raise UserError(f"no factor is called {factor!r}, there are: all, {', '.join(every)}")
+    factor = _asked(arg).factor
     if factor in MANY:
         return MANY[factor]
     names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
-    settings = [setting for name in names for setting in every[name]]
+    settings = [setting for name in names for setting in {**FACTORS, **PREPARED}[name]]
     # The defaults stand above what differs from them.
     if factor in FACTORS and factor not in _WHOLE:
         settings = [{}, *settings]

@@ -178,7 +178,7 @@ def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "why": why,
             "commands": [shlex.join(["python", *command]) for command in asked],
             "ours": found,
-            "published": PUBLISHED.get(dataset_name(spec), {}),
+            "published": PUBLISHED.get(pathlib.Path(spec.partition(":")[0]).stem, {}),
         }
     return cells
 

@@ -11,6 +11,10 @@ annotators whose errors are estimated from their agreement (Dawid & Skene, Appli
 with the mean of the annotators in place of a product that would take them for independent. One
 weight for each class makes the mean vote follow a uniform class prior.
 
+The labels to begin with may leave a class without rows that the tasks do use: classes of different
+tasks are matched one to one, and two of theirs fell upon one. `fill_empty` gives such a class the
+rows that belong together most and with their class least.
+
 On the host, as `aggregate`, whose vote it starts from.
 """
 
@@ -24,6 +28,9 @@ from hume_jax.core.aggregate import Vote
 _SMOOTHING = 1e-2
 # Weights of the classes: turns until the mean vote follows the prior.
 _BALANCING = 50
+# Rows that may begin a class that has none, and rows that are asked which of them they would join.
+_CANDIDATES = 256
+_ASKED = 1 << 14
 # Shares of one block of rows: 4 million of 8 bytes; and of the rows that weights are found on.
 _BLOCK_SHARES = 1 << 22
 _BALANCED_SHARES = 1 << 26
@@ -45,7 +52,8 @@ def consensus(
 
     Args:
       tasks: (M, n) integers in [0, K), in any class numbers of their own.
-      start: (n,) integers in [0, K), the labels to begin with; their numbers are kept.
+      start: (n,) integers in [0, K), the labels to begin with; their numbers are kept, and classes
+        without rows filled where tasks use more.
       n_classes: K.
       balanced: whether classes are weighted to hold equally many rows, as under a uniform prior.
       rounds: at most this many turns.
@@ -53,7 +61,7 @@ def consensus(
     Returns:
       The consensus.
     """
-    labels = np.asarray(start, np.int64)
+    labels = fill_empty(tasks, np.asarray(start, np.int64), n_classes)
     weights = np.ones(n_classes)
     done = 0
     while True:
@@ -67,6 +75,61 @@ def consensus(
         labels = result.labels.astype(np.int64)
 
 
+def fill_empty(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Labels that use as many classes as half of the tasks do, or more.
+
+    Two rows are as similar as the share of tasks that have them in one class. A class without rows
+    gets those that are more similar to one row than to their own class in the mean: of some rows,
+    drawn with a chance that grows as they differ from their class, the one for which these gain
+    most.
+
+    Args:
+      tasks: (M, n) integers in [0, K).
+      labels: (n,) integers in [0, K).
+      n_classes: K.
+
+    Returns:
+      (n,) integers; the same labels where no class is missing.
+    """
+    used = np.median([len(np.unique(task)) for task in tasks])
+    rng = np.random.default_rng(0)
+    asked = slice(None, None, -(-len(labels) // _ASKED))
+    for empty in np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0):
+        if len(np.unique(labels)) >= used:
+            break
+        own = _similarity(tasks, labels, n_classes)
+        strange = 1 - own + 1e-9
+        candidates = rng.choice(
+            len(labels), min(_CANDIDATES, len(labels)), replace=False, p=strange / strange.sum()
+        )
+        some, theirs = tasks[:, asked], own[asked]
+        gains = [np.maximum(_to_row(some, tasks[:, row]) - theirs, 0).sum() for row in candidates]
+        best = candidates[int(np.argmax(gains))]
+        labels = np.where(_to_row(tasks, tasks[:, best]) > own, empty, labels)
+    return labels
+
+
+def _similarity(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Mean similarity of each row to the rows of its class, itself among them: (n,) float64."""
+    total = np.zeros(len(labels))
+    for task in tasks:
+        total += _counts(task, labels, n_classes)[task, labels]
+    sizes = np.bincount(labels, minlength=n_classes)
+    return total / len(tasks) / sizes[labels]
+
+
+def _to_row(tasks: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Similarity of rows (M, n) to one row (M,): (n,) float64."""
+    similarity: np.ndarray = np.mean(tasks == row[:, None], axis=0)
+    return similarity
+
+
+def _counts(task: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """How many rows a task has in one class and the labels in another: (K, K) integers."""
+    pairs = np.asarray(task, np.int64) * n_classes + labels
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
 def vote_tables(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
     """Shares of the vote of each class of each task: (M, K, K) float32, sums of 1 over the last.
 
@@ -77,9 +140,7 @@ def vote_tables(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.nda
     """
     tables = np.empty((len(tasks), n_classes, n_classes), np.float32)
     for table, task in zip(tables, tasks, strict=True):
-        pairs = np.asarray(task, np.int64) * n_classes + labels
-        counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
-        smooth = counts + _SMOOTHING
+        smooth = _counts(task, labels, n_classes) + _SMOOTHING
         table[:] = smooth / smooth.sum(axis=1, keepdims=True)
     return tables
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from hume_jax.baselines import heads, scan, self_classifier, spice, temi, turtle, twist
+from hume_jax.baselines import fine_tune, heads, scan, self_classifier, spice, temi, turtle, twist
 from hume_jax.baselines.method import Data
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -238,12 +238,104 @@ def test_the_last_layer_of_temi_rests_at_first_and_biases_do_not_decay() -> None
     second, _ = step(first, 0, data, settings)
     third, _ = step(second, 0, data, settings)
     states = [state.pair.student for state in (first, second, third)]
-    direction = [s.v / np.linalg.norm(s.v, axis=1, keepdims=True) for s in states]
-    # It shrinks by its decay alone.
-    np.testing.assert_allclose(direction[1], direction[0], atol=1e-5)
-    assert np.abs(direction[2] - direction[1]).max() > 1e-4
+    for layer in ("v", "length"):
+        before, resting, moved = (getattr(state, layer) for state in states)
+        # Not even by its decay.
+        np.testing.assert_array_equal(resting, before)
+        assert np.abs(moved - resting).max() > 1e-5
+    assert np.abs(states[1].second.w - states[0].second.w).max() > 1e-5
     decayed = temi._decayed(states[0])
     assert (decayed.first, decayed.v, decayed.length) == (heads.Linear(True, False), True, True)
+
+
+def test_the_first_step_of_temis_last_layer_is_adams_first() -> None:
+    """As in PyTorch, whose moments of a parameter begin with its first gradient."""
+    rng = np.random.default_rng(5)
+    data = Data((jnp.asarray(rng.normal(size=(8, 4)), jnp.float32),), jnp.zeros((8, 1), jnp.int32))
+    settings = temi.Settings(K, hidden=6, bottleneck=5, batch=8, warmup=1, weight_decay=0.0)
+    states = [temi.init(0, jnp.arange(1), data, settings)]
+    for _ in range(2):
+        states.append(temi.step(states[-1], 0, data, settings)[0])
+    moved = np.abs(states[2].pair.student.v - states[1].pair.student.v)
+    rate = settings.learning_rate * settings.batch / 256
+    # The first step of Adam is the rate, whatever the gradient; where it is not nearly zero.
+    np.testing.assert_allclose(np.median(moved), rate, rtol=1e-3)
+
+
+def test_teacher_and_marginal_of_temi_follow() -> None:
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    # Each row is its own neighbour, and a batch holds all of them.
+    data = Data((x,), jnp.arange(8, dtype=jnp.int32)[:, None])
+    settings = temi.Settings(K, hidden=6, bottleneck=5, batch=8, warmup=1, momentum=0.7)
+    before = temi.init(0, jnp.arange(2), data, settings)
+    after, _ = temi.step(before, 0, data, settings)
+    for old, student, new in zip(
+        *(
+            jax.tree.leaves(p)
+            for p in (before.pair.teacher, after.pair.student, after.pair.teacher)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(new, 0.7 * old + 0.3 * student, rtol=1e-5, atol=1e-6)
+    seen = temi._probabilities(before.pair.teacher, x, settings).mean(axis=1)
+    expected = 0.9 * before.pair.marginal + 0.1 * seen
+    np.testing.assert_allclose(after.pair.marginal, expected, rtol=1e-5)
+
+
+def test_reliable_labels_of_spice_are_those_that_neighbours_have() -> None:
+    near = jnp.asarray([[1, 2], [0, 2], [3, 0], [4, 5], [3, 5], [4, 3]], jnp.int32)
+    labels = jnp.asarray([[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1]], jnp.int32)
+    expected = [[1, 1, 0.5, 1, 1, 1], [0.5, 0, 0.5, 0.5, 0, 0.5]]
+    np.testing.assert_allclose(spice.confirmed(labels, near), expected)
+
+
+def test_spice_teaches_reliable_labels_and_those_it_is_sure_of() -> None:
+    """The gradient of a pass of one batch, against one that is taken by hand."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(6, 4)).astype(np.float32)
+    near = np.array([[1], [0], [3], [2], [5], [4]])
+    data = Data((jnp.asarray(x),), jnp.asarray(near, jnp.int32))
+    settings = spice.Settings(K, hidden=5, sub_batch=6, threshold=0.5, label_learning_rate=1e-2)
+    state = spice.init(0, jnp.arange(1), data, settings)
+    fixed = np.array([2, -1, 0, -1, -1, 1])
+    state = state._replace(fixed=jnp.asarray(fixed[None], jnp.int32))
+    head = state.trained.params
+
+    def loss(head: heads.Mlp) -> jax.Array:
+        z = heads.logits(head, jnp.asarray(x))[0]
+        p = np.asarray(jax.nn.softmax(heads.logits(state.trained.params, jnp.asarray(x))[0]))
+        total = jnp.zeros(())
+        for row, label in enumerate(fixed):
+            if label >= 0 or p[row].max() > settings.threshold:
+                target = label if label >= 0 else p[row].argmax()
+                total -= jax.nn.log_softmax(z[near[row, 0]])[target]
+        return total / len(x)
+
+    gradient = jax.grad(loss)(head)
+    found = spice._pass(state, jax.random.key(0), data.spaces[0], data.near, settings).params
+    for g, old, new in zip(*map(jax.tree.leaves, (gradient, head, found)), strict=True):
+        clear = np.abs(g) > 1e-4
+        # The first step of Adam goes by the sign of the gradient.
+        np.testing.assert_allclose((new - old)[clear], -1e-2 * np.sign(g[clear]), rtol=1e-2)
+        assert np.abs(new - old)[g == 0].sum() < 1e-6
+
+
+def test_the_supervised_head_learns_from_rows_that_are_not_held_out() -> None:
+    rng = np.random.default_rng(8)
+    x, true = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(0, K, 20)
+    data = Data((jnp.asarray(x),), labels=jnp.asarray(true, jnp.int32))
+    settings = fine_tune.Settings(K, hidden=5, batch=20)
+    state = fine_tune.init(0, jnp.arange(1), data, settings)
+    held = np.asarray(state.held_out[0])
+    assert held.sum() == 2
+    z = np.asarray(heads.logits(state.trained.params, data.spaces[0])[0], np.float64)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    expected = -np.where(held, 0, log_p[np.arange(20), true]).mean()
+    after, info = fine_tune.step(state, 0, data, settings)
+    np.testing.assert_allclose(info.loss[0], expected, rtol=1e-5)
+    right = fine_tune.predict(after, data.spaces)[0] == true
+    np.testing.assert_allclose(after.accuracy[0], right[held].mean())
 
 
 def test_batches_hold_every_row_once_but_for_those_left_over() -> None:

@@ -70,6 +70,29 @@ def test_centres_of_spherical_kmeans_have_unit_norm() -> None:
     np.testing.assert_array_equal(labels[0], cosines.argmax(axis=1))
 
 
+def test_spherical_kmeans_is_as_tight_as_twenty_starts_by_hand() -> None:
+    x, _ = rows()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    rng = np.random.default_rng(0)
+
+    def start() -> float:
+        centres = unit[rng.choice(len(unit), 5, replace=False)]
+        for _ in range(50):
+            own = (unit @ centres.T).argmax(axis=1)
+            sums = [
+                unit[own == c].sum(axis=0) if (own == c).any() else centres[c] for c in range(5)
+            ]
+            centres = np.stack([total / np.linalg.norm(total) for total in sums])
+        return float(np.mean(2 - 2 * (unit @ centres.T).max(axis=1)))
+
+    theirs = min(start() for _ in range(20))
+    settings = kmeans.Settings(5, spherical=True)
+    fitted = running.fit(kmeans, settings, Data((jnp.asarray(unit),)), np.arange(2), 0)
+    np.testing.assert_allclose(
+        running.score(kmeans, settings, fitted.state, Data((jnp.asarray(unit),))), theirs, 0.005
+    )
+
+
 def test_the_probe_is_scikit_learns_regression_on_rows_with_a_constant() -> None:
     x, true = rows()
     settings = probe.Settings(5, penalties=(1e-1, 1e-3), tolerance=1e-6, steps=30)

@@ -93,6 +93,29 @@ def test_a_class_that_nobody_uses_stays_empty() -> None:
     assert metrics.clustering_accuracy(soft.vote.labels, true) > 0.9
 
 
+def test_a_class_that_a_vote_lost_is_filled_again() -> None:
+    tasks, true = made()
+    # The rows of class 11 with those of class 3, as where one to one matching left it no partner.
+    lost = np.where(true == 11, 3, true)
+    filled = consensus.fill_empty(tasks, lost, 12)
+    assert (
+        metrics.clustering_accuracy(filled, true) > 0.98 > metrics.clustering_accuracy(lost, true)
+    )
+    # Others are as they were, but for rows that most tasks have elsewhere.
+    assert np.mean(filled[true != 11] == lost[true != 11]) > 0.99
+    found = consensus.consensus(tasks, lost, 12).vote.labels
+    assert metrics.clustering_accuracy(found, true) > 0.99
+    np.testing.assert_array_equal(consensus.fill_empty(tasks, true, 12), true)
+
+
+def test_similarity_is_the_share_of_tasks_that_have_rows_together() -> None:
+    rng = np.random.default_rng(0)
+    tasks, labels = rng.integers(0, 4, (5, 40)), rng.integers(0, 3, 40)
+    together = np.mean(tasks[:, :, None] == tasks[:, None, :], axis=0)
+    expected = [together[i, labels == labels[i]].mean() for i in range(40)]
+    np.testing.assert_allclose(consensus._similarity(tasks, labels, 4), expected, rtol=1e-12)
+
+
 def test_numbers_of_classes_within_tasks_do_not_matter() -> None:
     tasks, _ = made()
     start = aggregate.ensemble(tasks, 12).vote.labels

@@ -59,6 +59,9 @@ def test_a_table_a_picture_and_labels_that_are_kept(
         ("kmeans", "kmeans.start=2", "kmeans has no number called 'start'"),
         ("kmeans", "kmeans.starts=two", "--set kmeans.starts=two: invalid literal"),
         ("probe", "probe.penalties=1", "probe has no number called 'penalties'"),
+        ("scan", "scan.batch=0", "--set scan.batch=0: it must be at least 1"),
+        ("twist", "twist.passes=0", "--set twist.passes=0: it must be at least 1"),
+        ("twist", "twist.learning_rate=-1", "it must be at least 0"),
     ],
 )
 def test_settings_that_will_not_do(method: str, change: str, message: str) -> None:
@@ -69,6 +72,26 @@ def test_settings_that_will_not_do(method: str, change: str, message: str) -> No
 def test_settings_of_methods() -> None:
     temi = baselines.settings_of("temi", 3, ["temi.together=1", "temi.passes=4", "scan.passes=9"])
     assert (temi.together, temi.passes) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        # Of a method that would come last.
+        (("--methods", "kmeans", "--set", "twist.pases=3"), "twist has no number called 'pases'"),
+        (("--methods", "kmeans", "--spaces", "both"), "twist, turtle, turtle_warm take two spaces"),
+        (("--methods", "kmeans", "--starts=0"), "--starts=0: it must be at least 1"),
+        (("--methods", "probe", "--", "--config.n_classes=2"), "the train labels have 3 classes"),
+    ],
+)
+def test_what_will_not_do_is_told_before_anything_runs(
+    tmp_path: pathlib.Path, arrays: list[str], asked: tuple[str, ...], message: str
+) -> None:
+    fields = [*arrays, *(field for field in asked if field.startswith("--config."))]
+    own = [word for word in asked if word != "--" and not word.startswith("--config.")]
+    with pytest.raises(UserError, match=message):
+        baselines.main(command(tmp_path / "out", fields, *own))
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, arrays: list[str]) -> None:

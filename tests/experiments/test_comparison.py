@@ -145,6 +145,36 @@ def test_rows_are_named_by_what_they_were_made_with(
     assert spaces["TURTLE, cold start"] == " and ".join(names)
 
 
+def test_a_run_of_another_setting_is_another_row(finished: pathlib.Path, arrays: list[str]) -> None:
+    path = finished / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"setting": "transductive"}))
+    comparison.main(command(finished, arrays))
+    rows = json.loads((finished / "out" / "table.json").read_text())["rows"]
+    assert rows[0]["what"] == "votes of 4 tasks, setting=transductive, 2 seeds"
+
+
+def test_the_time_of_a_run_that_went_on_is_not_known(
+    finished: pathlib.Path, arrays: list[str]
+) -> None:
+    keep = f"--keep={finished / 'kept'}"
+    for seed, expected in ((0, [3.0]), (1, [])):
+        path = finished / "run" / f"seed_{seed}" / "results.json"
+        found = json.loads(path.read_text())
+        found["seconds"]["resumed"] = True
+        path.write_text(json.dumps(found))
+        comparison.main(command(finished, arrays, keep))
+        (row, *_) = json.loads((finished / "out" / "table.json").read_text())["rows"]
+        assert row["seconds"] == expected
+    table = (finished / "out" / "table.md").read_text().splitlines()
+    assert table[2].split("|")[-2].strip() == "-"
+
+
+def test_a_file_that_is_no_result_is_named(finished: pathlib.Path, arrays: list[str]) -> None:
+    np.savez(finished / "baselines" / "theirs-scan-phi1-3.npz", test=np.zeros(3))
+    with pytest.raises(UserError, match="theirs-scan-phi1-3.npz is no result of baselines.py"):
+        comparison.main(command(finished, arrays))
+
+
 def test_what_is_not_finished_is_named(finished: pathlib.Path, arrays: list[str]) -> None:
     with pytest.raises(UserError, match="has no results of baselines.py"):
         comparison.main(command(finished, arrays, f"--baselines={finished / 'run'}"))

@@ -28,3 +28,5 @@ def test_a_beginning_without_an_end(tmp_path: pathlib.Path) -> None:
         fill_tables.fill("<!-- table: a.md -->\n")
     with pytest.raises(UserError, match="no such file"):
         fill_tables.main([str(tmp_path / "none.md")])
+    with pytest.raises(UserError, match="no such file"):
+        fill_tables.main([str(tmp_path)])

@@ -6,6 +6,8 @@ import pathlib
 import nearest_neighbours
 import pytest
 
+from hume_jax.errors import UserError
+
 
 def test_all_ways_find_the_same(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
@@ -17,3 +19,8 @@ def test_all_ways_find_the_same(tmp_path: pathlib.Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "4 neighbours of 300 rows of 6 columns" in printed
     assert "| scikit-learn |" in printed
+
+
+def test_more_neighbours_than_rows(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="--count=40: it must be between 1 and one less"):
+        nearest_neighbours.main(["--rows=40", "--count=40", f"--out={tmp_path / 'out.json'}"])

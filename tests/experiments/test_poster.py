@@ -34,6 +34,29 @@ def test_without_arrays_the_published_columns_stand_and_commands_are_given(
             assert (tmp_path / f"{name}.{end}").stat().st_size > 0
 
 
+def test_variants_of_a_config_are_datasets_of_their_own(tmp_path: pathlib.Path) -> None:
+    asked = ["configs/stl10.py", "configs/stl10.py:phi2=clip"]
+    poster.main(["supervised", "--config", *asked, f"--out={tmp_path}"])
+    cells = json.loads((tmp_path / "supervised.json").read_text())
+    assert list(cells) == ["stl10", "stl10-phi2=clip"]
+    assert len({command for cell in cells.values() for command in cell["commands"]}) == 6
+    assert cells["stl10"]["published"] == cells["stl10-phi2=clip"]["published"] != {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--set", "foo.bar=1"), "no method is called 'foo'"),
+        (("--seeds", "0", "1", "0"), "--seeds 0 1 0: one is given twice"),
+    ],
+)
+def test_what_will_not_do_is_told_at_once(
+    tmp_path: pathlib.Path, asked: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        poster.main(["baselines", f"--out={tmp_path}", *asked])
+
+
 def test_a_wrong_config_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.py"):
         poster.main(["baselines", "--config=nothing.py", f"--out={tmp_path}"])

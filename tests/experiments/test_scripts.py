@@ -282,6 +282,16 @@ def test_label_free_scores(tmp_path, capsys):
     assert "* flat: ACC hardly varies (sd at most 0.02), less than 0.01 lost" in verdict
 
 
+def test_label_free_scores_of_a_run_of_several_seeds(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for seed in (0, 1):
+        write_run(run / f"seed_{seed}", [0.7, 0.8, 0.9], cv_accuracy=[0.6, 0.9, 0.8])
+    (run / "results.json").write_text(json.dumps({"runs": [{"seed": 0}, {"seed": 1}]}))
+    label_free_scores.main([str(run), f"--out={tmp_path / 'out.json'}"])
+    assert list(json.loads((tmp_path / "out.json").read_text())) == ["run, seed_0", "run, seed_1"]
+
+
 def test_label_free_scores_of_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json"):
         label_free_scores.main([str(tmp_path), f"--out={tmp_path / 'out.json'}"])

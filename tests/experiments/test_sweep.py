@@ -158,8 +158,34 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     # None of them sees a test row of the dataset.
     config = config_lib.load("experiments/ablations.py:rate")
     assert set(config.data.test.to_dict().values()) == {""}
-    with pytest.raises(UserError, match="no factor is called 'rat', there are: all, default, rate"):
-        sweep.jobs(parsed("experiments/ablations.py:rat", tmp_path))
+    # Those that decide a default are run again with everything: None takes the preset's.
+    config = config_lib.load("experiments/ablations.py:start,full,held_out")
+    assert (config.n_tasks, config.inner.directions) == (64, None)
+    names = {
+        job.name for job in sweep.jobs(parsed("experiments/ablations.py:full,start", tmp_path))
+    }
+    assert names == {"base", "encoder.start=random", "encoder.start=rows"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("rat", "no factor is called 'rat', there are: all, default, rate"),
+        ("phi1=lite2,rate,start", "rate and start: one factor at a time"),
+    ],
+)
+def test_names_of_factors_that_will_not_do(
+    tmp_path: pathlib.Path, asked: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep.jobs(parsed(f"experiments/ablations.py:{asked}", tmp_path))
+
+
+def test_the_seeds_of_a_sweep_are_its_own(tmp_path: pathlib.Path) -> None:
+    file = config_file(tmp_path, "[{}]")
+    for field in ("--config.seed=7", "--config.seeds=(0,1)"):
+        with pytest.raises(UserError, match="the seeds of a sweep are those that its settings"):
+            sweep.jobs(parsed(file, tmp_path, "--", field))
 
 
 def test_ablations_on_arrays_that_are_made_first(tmp_path: pathlib.Path) -> None:
