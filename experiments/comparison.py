@@ -296,13 +296,6 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*best(floors), *best(others), found[0], *best(ceilings)]
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    """HUME first, then the methods as `hume_jax.baselines.methods` lists them."""
-    titles = [entry.title for entry in METHODS.values()]
-    place = titles.index(row.method) if row.method in titles else -1
-    return place, row.method == kept_labels.HUME and " → " in row.spaces, row.spaces, row.what
-
-
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
@@ -313,7 +306,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.keep:
         for row in rows:
             kept_labels.write(options.keep, row)
-        rows = sorted(kept_labels.read(options.keep), key=_place)
+        rows = kept_labels.read(options.keep)
+    rows = sorted(rows, key=kept_labels.place)
     if not rows:
         raise UserError("nothing to compare: give --hume, --baselines or --keep")
     found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)

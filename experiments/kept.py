@@ -9,10 +9,11 @@ runs of one kind, e.g. of the votes of one seed; files of the same kind are read
 import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 
@@ -76,6 +77,13 @@ def read(folder: pathlib.Path) -> list[Row]:
     """
     found = sorted((_read(path) for path in sorted(folder.glob("*.npz"))), key=lambda r: r.kind)
     return [_merge(kind, list(rows)) for kind, rows in itertools.groupby(found, lambda r: r.kind)]
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands: HUME first, then methods as `hume_jax.baselines.methods` lists them."""
+    titles = [entry.title for entry in METHODS.values()]
+    number = titles.index(row.method) if row.method in titles else -1
+    return number, row.method == HUME and " → " in row.spaces, row.spaces, row.what
 
 
 def _read(path: pathlib.Path) -> Row:

@@ -5,8 +5,8 @@ network h of one hidden layer, minimised by AdamW (Loshchilov & Hutter, ICLR 201
 trained on the true labels of nine tenths of the train rows; the pass of highest accuracy on the
 other tenth is kept. What a full fine-tune would also change, the encoder below, stays as it is.
 
-Rate and decay are AdamW's usual ones; the number of hidden units, batches and passes are those of
-the other heads of this folder.
+Rate and decay are AdamW's usual ones, hidden units as many as SPICE's and TEMI's heads have; passes
+and batch are this project's.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """Heads on frozen features, S at a time: what the methods of deep clustering train here.
 
-Every method of this folder that trains by batches does so in the same way: a step is one pass over
-the rows, in a new order that all heads share, and the loss of the pass is the mean over its
-batches.
+`train` is one pass over the rows by batches, in a new order that all heads share; its loss is the
+mean over the batches. It is the step of SCAN, TWIST, Self-classifier and the supervised head, and
+what SPICE's turns and passes are made of.
 """
 
 from collections.abc import Callable

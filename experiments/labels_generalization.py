@@ -1,0 +1,165 @@
+"""How well a linear model generalises on what each method found, and on the labels people gave.
+
+    python experiments/labels_generalization.py --config=experiments/datasets/clinc150.py \
+        --keep=docs/labels/clinc150 --out=runs/generalization_clinc150
+
+HUME looks for the labelling of lowest objective: the cross-entropy of a linear model on held-out
+rows, plus the penalty of unequal classes. Here every labelling of the test rows that
+`comparison.py --keep` left in a folder is scored so, by cross-validation in all spaces of the
+config (the label-free scores of `hume_jax.main`), and so are the given labels. A method whose
+labels generalise as well as those has found another grouping that data of this kind cannot tell
+from it; one whose labels generalise worse has not searched well enough. Votes and supervised
+methods alone; single starts are left out.
+
+Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import figures
+import kept as kept_labels
+import numpy as np
+from kept import Row
+from matplotlib.figure import Figure
+
+from hume_jax import planning, scoring
+from hume_jax.baselines.methods import METHODS
+from hume_jax.core import aggregate
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.representations import store
+
+GIVEN = "given labels"
+HEAD = (
+    "method", "spaces", "what", "objective", "held-out CE", "cross-validated accuracy",
+    "classes used", "entropy of sizes", "test ACC",
+)  # fmt: skip
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    figures.add_config(parser, figures.IMAGENETTE)
+    parser.add_argument("--keep", type=pathlib.Path, required=True, help="folder of kept labels")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
+    return parser.parse_args(arguments)
+
+
+def compared(folder: pathlib.Path, given: np.ndarray) -> list[Row]:
+    """Votes and supervised methods of a folder, and the given labels last.
+
+    Args:
+      folder: of `comparison.py --keep`.
+      given: (n,) labels of the test rows, from 0.
+
+    Raises:
+      UserError: it holds no such row, or rows of another dataset.
+    """
+    supervised = {entry.title for entry in METHODS.values() if entry.supervised}
+    rows = [r for r in kept_labels.read(folder) if "vote" in r.what or r.method in supervised]
+    if not rows:
+        raise UserError(f"{folder} holds no votes: comparison.py --keep writes them there")
+    for row in rows:
+        if row.labels.shape[1] != len(given):
+            raise UserError(
+                f"{folder}: {row.method} labelled {row.labels.shape[1]} test rows, the config has "
+                f"{len(given)}: both must be of one dataset"
+            )
+    rows.sort(key=kept_labels.place)
+    return [*rows, Row(GIVEN, "", "", ("given",), given[None], (0.0,))]
+
+
+def judge(rows: Sequence[Row], scores: dict[str, np.ndarray], k: int) -> list[dict[str, Any]]:
+    """Scores of each row, a value a labelling.
+
+    Args:
+      rows: as `compared` returns them.
+      scores: (G,) each, of the labelings of all rows in their order.
+      k: number of classes.
+    """
+    given = rows[-1].labels[0]
+    found: list[dict[str, Any]] = []
+    first = 0
+    for row in rows:
+        own = slice(first, first + len(row.labels))
+        first = own.stop
+        found.append(
+            {
+                "method": row.method,
+                "spaces": row.spaces,
+                "what": row.what,
+                "objective": scores["objective"][own].tolist(),
+                "heldout_ce": scores["heldout_ce"][own].tolist(),
+                "cv_accuracy": scores["cv_accuracy"][own].tolist(),
+                "used": (aggregate.class_counts(row.labels, k) > 0).sum(axis=1).tolist(),
+                "entropy": (scores["entropy"][own] / np.log(k)).tolist(),
+                "acc": [metrics.clustering_accuracy(labels, given) for labels in row.labels],
+            }
+        )
+    return found
+
+
+def line(found: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    return [
+        *(found[name] or "-" for name in ("method", "spaces", "what")),
+        *(figures.spread(found[name]) for name in ("objective", "heldout_ce", "cv_accuracy")),
+        f"{np.mean(found['used']):.0f}",
+        figures.spread(found["entropy"]),
+        figures.spread(found["acc"]),
+    ]
+
+
+def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
+    """Draws ACC against cross-validated accuracy, a point a labelling; a line for the given."""
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    *rows, given = found
+    methods, spaces = (list(dict.fromkeys(row[name] for row in rows)) for name in HEAD[:2])
+    for row in rows:
+        number = methods.index(row["method"])
+        color = f"C{number % 10}"
+        axes.scatter(
+            row["cv_accuracy"],
+            row["acc"],
+            marker="o^sDv"[spaces.index(row["spaces"]) % 5],
+            edgecolors=color,
+            # More methods than colors: the others are hollow.
+            facecolors=color if number < 10 else "none",
+            label=f"{row['method']}, {row['spaces']}",
+        )
+    axes.axvline(given["cv_accuracy"][0], color="#d1611c", linewidth=1, label=GIVEN)
+    axes.set_xlabel("cross-validated accuracy of a linear model, mean over the spaces")
+    axes.set_ylabel("ACC on test rows")
+    axes.grid(color="#d8dee4", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    figures.write_png(path, figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Scores, prints and writes."""
+    options = parse_arguments(arguments)
+    config = figures.load_config(options.config, options.fields)
+    dataset = store.search_spaces(store.open_dataset(config.data), "both")
+    if dataset.test is None or dataset.test.labels is None:
+        raise UserError("data.test.phi1, phi2 and labels are needed for the scores")
+    given = np.unique(dataset.test.labels, return_inverse=True)[1]
+    rows = compared(options.keep, given)
+    labels = np.concatenate([row.labels for row in rows]).astype(np.int32)
+    log_prior = np.log(planning.class_prior(config)).astype(np.float32)
+    scores = scoring.score_tasks(config, (dataset.test,), labels, log_prior)
+    found = judge(rows, scores, config.n_classes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    figures.write_json(options.out / "table.json", {"rows": found})
+    draw(options.out / "table.png", found)
+    print(figures.write_table(options.out, HEAD, [line(each) for each in found]))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])
