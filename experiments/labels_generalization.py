@@ -9,7 +9,7 @@ rows, plus the penalty of unequal classes. Here every labelling of the test rows
 config (the label-free scores of `hume_jax.main`), and so are the given labels. A method whose
 labels generalise as well as those has found another grouping that data of this kind cannot tell
 from it; one whose labels generalise worse has not searched well enough. Votes and supervised
-methods alone; single starts are left out.
+methods alone; single starts are left out. (`given_labels.py` does so on the searched rows of a run.)
 
 Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy.
 """
