@@ -4,12 +4,12 @@
         --keep=docs/labels/clinc150 --out=runs/generalization_clinc150
 
 HUME looks for the labelling of lowest objective: the cross-entropy of a linear model on held-out
-rows, plus the penalty of unequal classes. Here every labelling of the test rows that
-`comparison.py --keep` left in a folder is scored so, by cross-validation in all spaces of the
-config (the label-free scores of `hume_jax.main`), and so are the given labels. A method whose
-labels generalise as well as those has found another grouping that data of this kind cannot tell
-from it; one whose labels generalise worse has not searched well enough. Votes and supervised
-methods alone; single starts are left out. (`given_labels.py` does so on the searched rows of a run.)
+rows, plus the penalty of unequal classes. Here every labelling of the test rows that `comparison.py
+--keep` left in a folder is scored so, by cross-validation in all spaces of the config (the
+label-free scores of `hume_jax.main`), and so are the given labels. A method whose labels generalise
+as well as those has found another grouping that data of this kind cannot tell from it; one whose
+labels generalise worse has not searched well enough. Votes and supervised methods alone; single
+starts are left out. (`given_labels.py` does so on the searched rows of a run.)
 
 Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy.
 """
