@@ -23,7 +23,7 @@ def neighbours(
     Args:
       x: (n, d) float32, rows of unit norm; a row of zeros has a cosine of 0 with every other.
       count: k, number of neighbours; fewer where there are fewer other rows.
-      done: called with the number of rows of each block.
+      done: called with the number of rows of each block that no block before had.
 
     Returns:
       (n, k) int32, the nearest first, never the row itself; the lower number first where equal.
@@ -35,9 +35,9 @@ def neighbours(
     found = np.empty((n, count), np.int32)
     for start in range(0, n, size):
         # The last block reaches back, so that all have one shape.
-        start = min(start, n - size)
-        found[start : start + size] = _block(rows, jnp.int32(start), size=size, count=count)
-        done(size)
+        first = min(start, n - size)
+        found[first : first + size] = _block(rows, jnp.int32(first), size=size, count=count)
+        done(first + size - start)
     return found
 
 
