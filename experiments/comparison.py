@@ -36,6 +36,7 @@ import pairs
 from kept import Row
 from ml_collections import config_dict
 
+from hume_jax import config as config_lib
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
@@ -104,23 +105,14 @@ def _seconds(found: dict[str, Any]) -> float:
 
 def _changes(kept: dict[str, Any], usual: config_dict.ConfigDict) -> str:
     """Settings of a run that are not the dataset's usual ones; spaces are named by themselves."""
-    ours = _flat({part: json.loads(usual.to_json_best_effort())[part] for part in kept})
+    ours = config_lib.flatten(
+        {part: json.loads(usual.to_json_best_effort())[part] for part in kept}
+    )
     return "".join(
         f", {name}={value}"
-        for name, value in _flat(kept).items()
+        for name, value in config_lib.flatten(kept).items()
         if name != "search.spaces" and value != ours.get(name)
     )
-
-
-def _flat(parts: dict[str, Any]) -> dict[str, Any]:
-    """Fields of all parts by their full names; a part may be a field itself."""
-    found: dict[str, Any] = {}
-    for part, value in parts.items():
-        if isinstance(value, dict):
-            found |= {f"{part}.{name}": own for name, own in value.items()}
-        else:
-            found[part] = value
-    return found
 
 
 def _paths(value: str | list[str]) -> str | tuple[str, ...]:
@@ -191,11 +183,7 @@ def _space_names(names: tuple[str, str], spaces: str) -> str:
 
 def correct(row: Row, true: np.ndarray) -> np.ndarray:
     """Which test rows each labelling gets right, by the best matching: (G, n) bool."""
-    if row.labels.shape[1] != len(true):
-        raise UserError(
-            f"{row.method}, {row.what}: {row.labels.shape[1]} test rows, the config has "
-            f"{len(true)}: all results must be of one dataset"
-        )
+    kept_labels.check_rows(row, len(true))
     return np.stack([_right(labels, true) for labels in row.labels])
 
 

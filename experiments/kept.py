@@ -79,6 +79,15 @@ def read(folder: pathlib.Path) -> list[Row]:
     return [_merge(kind, list(rows)) for kind, rows in itertools.groupby(found, lambda r: r.kind)]
 
 
+def check_rows(row: Row, n: int) -> None:
+    """Raises a `UserError` if a row labels another number of test rows than n."""
+    if row.labels.shape[1] != n:
+        raise UserError(
+            f"{row.what}: {row.method} labelled {row.labels.shape[1]} test rows, the config has "
+            f"{n}: all labels must be of one dataset"
+        )
+
+
 def place(row: Row) -> tuple[Any, ...]:
     """Where a row stands: HUME first, then methods as `hume_jax.baselines.methods` lists them."""
     titles = [entry.title for entry in METHODS.values()]

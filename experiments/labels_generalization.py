@@ -64,11 +64,7 @@ def compared(folder: pathlib.Path, given: np.ndarray) -> list[Row]:
     if not rows:
         raise UserError(f"{folder} holds no votes: comparison.py --keep writes them there")
     for row in rows:
-        if row.labels.shape[1] != len(given):
-            raise UserError(
-                f"{folder}: {row.method} labelled {row.labels.shape[1]} test rows, the config has "
-                f"{len(given)}: both must be of one dataset"
-            )
+        kept_labels.check_rows(row, len(given))
     rows.sort(key=kept_labels.place)
     return [*rows, Row(GIVEN, "", "", ("given",), given[None], (0.0,))]
 
@@ -82,11 +78,9 @@ def judge(rows: Sequence[Row], scores: dict[str, np.ndarray], k: int) -> list[di
       k: number of classes.
     """
     given = rows[-1].labels[0]
+    ends = np.cumsum([len(row.labels) for row in rows])
     found: list[dict[str, Any]] = []
-    first = 0
-    for row in rows:
-        own = slice(first, first + len(row.labels))
-        first = own.stop
+    for row, own in zip(rows, np.split(np.arange(ends[-1]), ends[:-1]), strict=True):
         found.append(
             {
                 "method": row.method,
@@ -154,7 +148,6 @@ def main(arguments: Sequence[str]) -> None:
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     scores = scoring.score_tasks(config, (dataset.test,), labels, log_prior)
     found = judge(rows, scores, config.n_classes)
-    options.out.mkdir(parents=True, exist_ok=True)
     figures.write_json(options.out / "table.json", {"rows": found})
     draw(options.out / "table.png", found)
     print(figures.write_table(options.out, HEAD, [line(each) for each in found]))

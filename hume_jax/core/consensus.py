@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hume_jax.core.aggregate import Vote
+from hume_jax.core.aggregate import Vote, class_counts, classes_used
 
 # Added to each count, so that a class of a task without rows votes for all classes alike.
 _SMOOTHING = 1e-2
@@ -91,11 +91,14 @@ def fill_empty(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndar
     Returns:
       (n,) integers; the same labels where no class is missing.
     """
-    used = np.median([len(np.unique(task)) for task in tasks])
+    missing = np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0)
+    if not len(missing):
+        return labels
+    used = np.median((class_counts(tasks, n_classes) > 0).sum(axis=1))
     rng = np.random.default_rng(0)
     asked = slice(None, None, -(-len(labels) // _ASKED))
-    for empty in np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0):
-        if len(np.unique(labels)) >= used:
+    for empty in missing:
+        if classes_used(labels, n_classes) >= used:
             break
         own = _similarity(tasks, labels, n_classes)
         strange = 1 - own + 1e-9
