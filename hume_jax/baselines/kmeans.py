@@ -111,8 +111,11 @@ def _assign(model: KMeans, rows: Rows) -> np.ndarray:
     return np.concatenate(blocks).astype(np.int32)
 
 
-# Numbers, a float32 for each row and centre, of the starts that are looked at together.
-_TOGETHER = 2**25
+# Numbers, a float32 for each row and centre, of the starts that are looked at together. Few, for
+# they take steps until the slowest of them settles.
+_TOGETHER = 2**22
+# Distances to a new centre, a float32 for each row, of the starts that are spread together.
+_SPREAD = 2**25
 
 
 class Settings(NamedTuple):
@@ -135,7 +138,7 @@ class State(NamedTuple):
     task: Array  # (S,) int32
     centres: Array  # (S, R, K, d) float32
     inertia: Array  # (S, R) float32, mean squared distance of the rows to the centres before these
-    settled: Array  # (S,) bool, whether centres are what they were
+    settled: Array  # (S, R) bool, whether centres are what they were
     step: Array  # () int32
 
 
@@ -153,27 +156,37 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     rows = jax.lax.map(
         lambda key: spread_rows(key, x, settings.n_classes),
         keys.reshape(-1),
-        batch_size=_together(x, 1),
+        batch_size=max(1, _SPREAD // len(x)),
     )
     centres = x[rows].reshape(len(tasks), settings.starts, settings.n_classes, -1)
     inertia = jnp.full(centres.shape[:2], jnp.inf)
-    none = jnp.zeros(len(tasks), bool)
+    none = jnp.zeros(centres.shape[:2], bool)
     return State(tasks, centres, inertia, none, jnp.zeros((), jnp.int32))
 
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
-    """One step of Lloyd's algorithm of every start."""
+    """One step of Lloyd's algorithm of every start that still moves."""
     del seed
     x = data.spaces[0]
-    flat = state.centres.reshape(-1, *state.centres.shape[2:])
-    moved, inertia = jax.lax.map(
-        lambda centres: _lloyd(centres, x, settings.spherical),
-        flat,
-        batch_size=_together(x, settings.n_classes),
+    together = _together(len(x) * settings.n_classes, settings.starts)
+
+    def of_group(group: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        return jax.lax.cond(jnp.all(group[2]), lambda: group, lambda: move(group[0]))
+
+    def move(centres: Array) -> tuple[Array, Array, Array]:
+        moved, inertia = jax.vmap(lambda start: _lloyd(start, x, settings.spherical))(centres)
+        return moved, inertia, jnp.all(moved == centres, axis=(1, 2))
+
+    groups = jax.tree.map(
+        lambda of_starts: of_starts.reshape(-1, together, *of_starts.shape[2:]),
+        (state.centres, state.inertia, state.settled),
     )
-    centres = moved.reshape(state.centres.shape)
-    inertia = inertia.reshape(state.inertia.shape)
-    settled = jnp.all(centres == state.centres, axis=(1, 2, 3))
+    moved = jax.lax.map(of_group, groups)
+    centres, inertia, settled = jax.tree.map(
+        lambda now, before: now.reshape(before.shape),
+        moved,
+        (state.centres, state.inertia, state.settled),
+    )
     state = State(state.task, centres, inertia, settled, state.step + 1)
     return state, Info(jnp.min(inertia, axis=1))
 
@@ -212,6 +225,7 @@ def _lloyd(centres: Array, x: Array, spherical: bool) -> tuple[Array, Array]:
     return jnp.where(counts > 0, moved, centres), inertia
 
 
-def _together(x: Array, centres: int) -> int:
-    """Starts that are looked at together."""
-    return max(1, _TOGETHER // (len(x) * centres))
+def _together(numbers: int, starts: int) -> int:
+    """Starts of a task that are looked at together: as many as divide them evenly."""
+    most = max(1, _TOGETHER // numbers)
+    return max(size for size in range(1, starts + 1) if starts % size == 0 and size <= most)

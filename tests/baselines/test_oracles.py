@@ -32,7 +32,7 @@ def test_steps_of_kmeans_are_those_of_scikit_learn() -> None:
         jnp.zeros(1, jnp.int32),
         jnp.asarray(centres)[None, None],
         jnp.zeros((1, 1)),
-        jnp.zeros(1, bool),
+        jnp.zeros((1, 1), bool),
         jnp.zeros((), jnp.int32),
     )
     settings, data = kmeans.Settings(5, starts=1), Data((jnp.asarray(x),))
@@ -55,6 +55,25 @@ def test_the_best_of_ten_starts_is_as_tight_as_scikit_learns() -> None:
     # It stops once nothing changes, well before the last step.
     assert fitted.steps < settings.steps
     assert bool(fitted.state.settled.all())
+
+
+@pytest.mark.parametrize("numbers", [0, 300 * 5 * 3, 2**30])
+def test_starts_that_still_move_go_on_beside_those_that_have_settled(monkeypatch, numbers) -> None:
+    # One start, two, or all ten of a task are looked at together; those are done that stand still.
+    monkeypatch.setattr(kmeans, "_TOGETHER", numbers)
+    x, _ = rows()
+    settings, data = kmeans.Settings(5), Data((jnp.asarray(x),))
+    state = kmeans.init(0, jnp.arange(2), data, settings)
+    centres, counts = np.array(state.centres), set()
+    for _ in range(40):
+        state, _ = kmeans.step(state, 0, data, settings)
+        counts.add(int(state.settled.sum()))
+    assert bool(state.settled.all())
+    assert len(counts) > 2
+    for task, start in np.ndindex(2, 10):
+        alone = KMeans(5, init=centres[task, start], n_init=1, tol=0, algorithm="lloyd").fit(x)
+        np.testing.assert_allclose(state.centres[task, start], alone.cluster_centers_, atol=1e-4)
+        np.testing.assert_allclose(state.inertia[task, start] * len(x), alone.inertia_, rtol=1e-4)
 
 
 def test_centres_of_spherical_kmeans_have_unit_norm() -> None:
