@@ -61,7 +61,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     baselines.check(options.starts, options.set)
-    options.exchanged = False
+    options.exchanged, options.at_a_time = False, None
     # Theirs averages weights over the heads that it trains together.
     options.set = ["temi.together=1", *options.set]
     return options

@@ -43,7 +43,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--starts", type=int, default=5, help="random starts of each value")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.at_a_time = None
+    return options
 
 
 def values_of(grid: str, spaces: str) -> tuple[baselines.Job, str, list[str]]:

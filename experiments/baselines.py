@@ -11,8 +11,10 @@ HUME's tasks vote: of all starts, and of the half that is best by the method's o
 opened for the scores, after all methods have run; the supervised ones alone are given those of
 train rows.
 
-A method that is finished has its labels in `OUT/METHOD-SPACES.npz` and is taken from there.
-Writes table.md, table.csv and table.png beside them.
+A method that is finished has its labels in `OUT/METHOD-SPACES.npz` and is taken from there. With
+`--at-a-time=8` eight starts run at a time, which takes less memory, and those that are finished are
+kept in `OUT/METHOD-SPACES-starts-0-7.npz` until all are. Starts do not depend on each other, so the
+labels are the same but for rounding. Writes table.md, table.csv and table.png beside them.
 """
 
 import argparse
@@ -65,6 +67,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=["phi1", "joined", "both"])
     parser.add_argument("--exchanged", action="store_true", help="exchange phi1 and phi2")
     parser.add_argument("--starts", type=int, default=5, help="random starts of each method")
+    parser.add_argument("--at-a-time", type=int, help="starts that run together; all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="settings of methods"
@@ -72,6 +75,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     check(options.starts, options.set)
+    if options.at_a_time is not None and options.at_a_time < 1:
+        raise UserError(f"--at-a-time={options.at_a_time}: it must be at least 1")
+    if options.at_a_time and getattr(settings_of("temi", 2, options.set), "together", False):
+        raise UserError("--at-a-time: heads of temi.together=1 share weights and run all at once")
     return options
 
 
@@ -140,7 +147,6 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
       seconds of the neighbours, of compilation and of the rest, the steps taken, and the settings.
     """
     entry = METHODS[job.method]
-    settings = settings_of(job.method, pair.n_classes, options.set)
     spaces = pairs.choose(pair, "train", job.spaces)
     began = time.perf_counter()
     # Of two spaces the one is the other view of a row.
@@ -150,28 +156,62 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
     if entry.supervised:
         true = jnp.asarray(np.unique(pair.labels["train"], return_inverse=True)[1], jnp.int32)
     data = Data(tuple(map(jnp.asarray, spaces)), near, true)
-    with Progress(settings.length, job.name) as progress:
+    found = _in_parts(job, options, lambda starts: _from(starts, job, pair, data, options))
+    found["seconds"] = np.asarray([searched, *found["seconds"]])
+    return {**found, "settings": np.asarray(made_with(job, options))}
+
+
+def _in_parts(
+    job: Job, options: argparse.Namespace, make: Callable[[np.ndarray], dict[str, Any]]
+) -> dict[str, Any]:
+    """Arrays of all starts, made a part of them at a time; parts are stored until all are there."""
+    starts = np.arange(options.starts)
+    each = options.at_a_time or len(starts)
+    if each >= len(starts):
+        return make(starts)
+    parts = []
+    for part in np.split(starts, starts[each::each]):
+        name = f"starts-{part[0]}-{part[-1]}"
+        text = f"{made_with(job, options)}, {name}"
+        labelled = functools.partial(_with_settings, text, make, part)
+        parts.append(stored_or_made(options.out / f"{job.name}-{name}.npz", text, labelled))
+    found = {
+        name: np.concatenate([part[name] for part in parts]) for name in (*pairs.SPLITS, "score")
+    }
+    found["seconds"] = np.sum([part["seconds"] for part in parts], axis=0)
+    found["steps"] = np.max([part["steps"] for part in parts])
+    return found
+
+
+def _with_settings(
+    text: str, make: Callable[[np.ndarray], dict[str, Any]], starts: np.ndarray
+) -> dict[str, Any]:
+    return {**make(starts), "settings": np.asarray(text)}
+
+
+def _from(
+    starts: np.ndarray, job: Job, pair: pairs.Pair, data: Data, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Labels of each split, scores, seconds of compilation and of the rest, and steps."""
+    module = METHODS[job.method].module
+    settings = settings_of(job.method, pair.n_classes, options.set)
+    name = job.name if len(starts) == options.starts else f"{job.name}, start {starts[0]} on"
+    with Progress(settings.length, name) as progress:
         fitted = running.fit(
-            entry.module,
+            module,
             settings,
             data,
-            np.arange(options.starts),
+            starts,
             options.seed,
             done=lambda steps, loss: progress.update(steps, loss=loss),
         )
-    found = {
-        split: running.predict(entry.module, fitted.state, pairs.choose(pair, split, job.spaces))
+    found: dict[str, Any] = {
+        split: running.predict(module, fitted.state, pairs.choose(pair, split, job.spaces))
         for split in pairs.SPLITS
     }
-    score = running.score(entry.module, settings, fitted.state, data)
-    seconds = [searched, fitted.compile_seconds, fitted.seconds]
-    return {
-        **found,
-        "score": score,
-        "seconds": np.asarray(seconds),
-        "steps": np.asarray(fitted.steps),
-        "settings": np.asarray(made_with(job, options)),
-    }
+    found["score"] = running.score(module, settings, fitted.state, data)
+    found["seconds"] = np.asarray([fitted.compile_seconds, fitted.seconds])
+    return {**found, "steps": np.asarray(fitted.steps)}
 
 
 def _neighbours(spaces: Sequence[np.ndarray], count: int) -> Any:
@@ -239,6 +279,8 @@ def results(
             made_with(job, options),
             functools.partial(run, job, pair, options),
         )
+        for part in options.out.glob(f"{job.name}-starts-*.npz"):
+            part.unlink()
         yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
 
 

@@ -7,6 +7,7 @@ import baselines
 import numpy as np
 import pytest
 
+from hume_jax.baselines import running
 from hume_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -52,6 +53,40 @@ def test_a_table_a_picture_and_labels_that_are_kept(
         baselines.main(command(out, arrays, *SOME, *SHORT[:3]))
 
 
+def test_starts_a_few_at_a_time_find_the_same_and_survive_a_kill(
+    tmp_path: pathlib.Path, arrays: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--methods", "turtle", "--spaces", "phi1", *SHORT)
+    baselines.main(command(tmp_path / "all", arrays, *asked))
+    whole = np.load(tmp_path / "all" / "turtle-phi1.npz", allow_pickle=False)
+
+    fit, ran = running.fit, []
+
+    def killed_at(start: int):
+        def run(method, settings, data, tasks, *more, **others):
+            if tasks[0] == start:
+                raise KeyboardInterrupt
+            ran.append(tasks.tolist())
+            return fit(method, settings, data, tasks, *more, **others)
+
+        return run
+
+    out = tmp_path / "parts"
+    monkeypatch.setattr(running, "fit", killed_at(2))
+    with pytest.raises(KeyboardInterrupt):
+        baselines.main(command(out, arrays, *asked, "--at-a-time=2"))
+    assert [path.name for path in out.iterdir()] == ["turtle-phi1-starts-0-1.npz"]
+    monkeypatch.setattr(running, "fit", killed_at(-1))
+    baselines.main(command(out, arrays, *asked, "--at-a-time=2"))
+    assert ran == [[0, 1], [2]]
+    parts = np.load(out / "turtle-phi1.npz", allow_pickle=False)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(parts[split], whole[split])
+    np.testing.assert_allclose(parts["score"], whole["score"], rtol=1e-4)
+    assert parts["seconds"].shape == whole["seconds"].shape == (3,)
+    assert not list(out.glob("*starts*"))
+
+
 @pytest.mark.parametrize(
     ("method", "change", "message"),
     [
@@ -81,6 +116,11 @@ def test_settings_of_methods() -> None:
         (("--methods", "kmeans", "--set", "twist.pases=3"), "twist has no number called 'pases'"),
         (("--methods", "kmeans", "--spaces", "both"), "twist, turtle, turtle_warm take two spaces"),
         (("--methods", "kmeans", "--starts=0"), "--starts=0: it must be at least 1"),
+        (("--methods", "kmeans", "--at-a-time=0"), "--at-a-time=0: it must be at least 1"),
+        (
+            ("--methods", "temi", "--at-a-time=2", "--set", "temi.together=1"),
+            "heads of temi.together=1 share weights",
+        ),
         (("--methods", "probe", "--", "--config.n_classes=2"), "the train labels have 3 classes"),
     ],
 )
