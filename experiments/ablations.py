@@ -14,9 +14,9 @@ train rows that no search saw, a fourth of all:
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
     python experiments/sweep.py --config=experiments/ablations.py:changes,held_out --out=...
 
-The test rows of the dataset take no part in either. `many_classes` and `many_temperature` are on a
-cell of their own: CLINC150 (150 classes) without any label, 8 tasks, all directions, seeds 0 and 1
-or 0 alone, three minutes a setting and seed.
+The test rows of the dataset take no part in either. `many_classes`, `many_spaces` and
+`many_temperature` are on a cell of their own: CLINC150 (150 classes) without any label, 8 tasks,
+all directions, seeds 0 and 1 or 0 alone, one to three minutes a setting and seed.
 
 Some factors need arrays that these commands make. `rows`, as many train rows as its settings name:
 
@@ -103,7 +103,12 @@ FACTORS: dict[str, Settings] = {
     ],
     # Those of docs/RESULTS.md.
     "changes": list(itertools.accumulate(_CHANGES, operator.or_, initial=_BEFORE)),
-    "spaces": [{"search.spaces": "given", "variant": "phi1=lite2"}, {"search.spaces": "given"}],
+    "spaces": [
+        {"search.spaces": "first"},
+        {"search.spaces": "second"},
+        {"search.spaces": "given"},
+        {"search.spaces": "given", "variant": "phi1=lite2"},
+    ],
     "adjoint": [
         {"inner.adjoint": "first_order"},
         {"inner.adjoint": "first_order", "inner.steps": 1},
@@ -167,14 +172,18 @@ MANY: dict[str, Settings] = {
         {**setting, "seed": seed}
         for setting in (
             {},
-            {"search.spaces": "given"},
-            {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
             _FEWER,
             {**_FEWER, "encoder.start": "rows"},
             {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
             {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
         )
         for seed in SEEDS[:2]
+    ],
+    # That of the config, MiniLM-L6 alone, is the first.
+    "many_spaces": [
+        {},
+        *_grid("search.spaces", "second", "both", "given"),
+        {"search.spaces": "given", "variant": "phi1=paraphrase_l3"},
     ],
     "many_temperature": _table(
         (

@@ -82,14 +82,18 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     found = [figures.read_json(folder / "results.json") for folder in folders]
     data = config["data"]["train"]
     names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
-    both = config["search"].get("spaces", "given") == "both"
-    if both:
+    spaces = config["search"].get("spaces", "given")
+    named = {
+        "given": " → ".join(names),
         # The same search in either order.
-        names.sort()
+        "both": " and ".join(sorted(names)),
+        "first": names[0],
+        "second": names[1],
+    }[spaces]
     kept = {part: config[part] for part in _PARTS if part in config}
     return Row(
         kept_labels.HUME,
-        " and ".join(names) if both else " → ".join(names),
+        named,
         f"votes of {len(found[0]['tasks'])} tasks{_changes(kept, usual)}",
         tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),

@@ -13,7 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("fast", "paper"),
     "images.broken": ("fail", "skip"),
     "encode.dtype": ("float16", "float32"),
-    "search.spaces": ("given", "both"),
+    "search.spaces": ("given", "both", "first", "second"),
     "search.rows": ("auto", "memory", "disk"),
     "inner.adjoint": ("implicit", "unrolled", "first_order"),
     "inner.solver": ("newton", "nesterov", "gradient"),

@@ -228,6 +228,48 @@ def test_both_spaces_are_the_joined_files_and_an_inner_fit_in_each(two_files, wh
     np.testing.assert_array_equal(vote.labels, labels)
 
 
+@pytest.mark.parametrize(
+    ("spaces", "field"), [("first", "phi1"), pytest.param("second", "phi2", marks=pytest.mark.slow)]
+)
+def test_one_space_alone_is_on_both_sides(two_files, spaces, field):
+    config = two_files
+    config.search.spaces = spaces
+    alone = pipeline.run(config, "alone")
+    config.search.spaces = "given"
+    for split in ("train", "test"):
+        other = "phi2" if field == "phi1" else "phi1"
+        config.data[split][other] = config.data[split][field]
+    twice = pipeline.run(config, "twice")
+    assert (
+        pathlib.Path("alone/labels.csv").read_text() == pathlib.Path("twice/labels.csv").read_text()
+    )
+    assert alone["tasks"] == twice["tasks"]
+    # The floor is that of the spaces as they were given.
+    assert alone["baselines"] != twice["baselines"]
+    with np.load("alone/model.npz", allow_pickle=False) as arrays:
+        assert [len(stats.mean) for stats in labelling.from_arrays(arrays).statistics] == [
+            {"first": 4, "second": 3}[spaces]
+        ]
+
+
+def test_which_test_rows_one_space_needs(two_files):
+    data = two_files.data
+    data.test.phi2 = ""
+    for setting in ("inductive", "transductive"):
+        store.check_headers(data, 3, setting, spaces="first")
+    given = store.open_dataset(data)
+    assert store.search_spaces(given, "first").test.phi2.paths == ("a_test.npy",)
+    message = r"search.spaces=second labels the test rows by phi2: give data.test.phi2 too"
+    with pytest.raises(UserError, match=message):
+        store.check_headers(data, 3, "inductive", spaces="second")
+    with pytest.raises(UserError, match=message):
+        store.search_spaces(given, "second")
+    # Classes are counted against the columns of the one.
+    data.test.phi1 = ""
+    with pytest.raises(UserError, match="more than the 3 columns"):
+        store.check_headers(data, 4, "inductive", spaces="second")
+
+
 def test_both_spaces_need_both_of_the_test_rows(two_files):
     config = two_files
     config.search.spaces = "both"

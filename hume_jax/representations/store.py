@@ -7,7 +7,7 @@ read in blocks; `normalise` makes the one copy in memory.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _NO_TEST_ROWS = (
     "set setting=inductive"
 )
 _NO_TEST_PHI2 = (
-    "search.spaces=both labels the test rows by phi1 and phi2: give data.test.phi2 too, or set "
+    "search.spaces={} labels the test rows by {}: give data.test.phi2 too, or set "
     "search.spaces=given"
 )
 
@@ -63,6 +63,10 @@ class Split(NamedTuple):
         spread = np.full(self.n + len(self.left_out), fill, values.dtype)
         spread[np.setdiff1d(np.arange(len(spread)), self.left_out)] = values
         return spread
+
+
+# A split whose files are open, or one of which the headers alone were read.
+_AnySplit = TypeVar("_AnySplit", Split, headers.Split)
 
 
 class Dataset(NamedTuple):
@@ -158,14 +162,13 @@ def check_headers(
       n_classes: K.
       setting: `inductive` or `transductive`.
       coming: the headers of arrays that will be there, by their path.
-      spaces: `given` or `both`.
+      spaces: as of `search_spaces`.
 
     Raises:
       UserError: as those three.
     """
     train, test = headers.open_headers(data, coming)
-    if spaces == "both" and test is not None and not test.phi2.arrays:
-        raise UserError(_NO_TEST_PHI2)
+    train, test = _chosen(train, spaces), None if test is None else _chosen(test, spaces)
     n = train.n
     if setting == "transductive":
         if test is None or not test.phi2.arrays:
@@ -205,18 +208,29 @@ def search_spaces(dataset: Dataset, spaces: str) -> Dataset:
 
     Args:
       dataset: as opened.
-      spaces: `given`: phi1 for the task encoder, phi2 for the inner fit; or `both`: all files of
-        phi1 and phi2 joined for the task encoder, and each of them for an inner fit of its own.
+      spaces: `given`: phi1 for the task encoder, phi2 for the inner fit; `both`: all files of
+        phi1 and phi2 joined for the task encoder, and each of them for an inner fit of its own;
+        `first` or `second`: phi1 or phi2 alone for both.
 
     Raises:
-      UserError: `both`, and test rows without phi2.
+      UserError: `both` or `second`, and test rows without phi2.
     """
-    if spaces == "given":
-        return dataset
-    if dataset.test is not None and not dataset.test.phi2.arrays:
-        raise UserError(_NO_TEST_PHI2)
     train, test = dataset
+    train, test = _chosen(train, spaces), None if test is None else _chosen(test, spaces)
+    if spaces != "both":
+        return Dataset(train, test)
     return Dataset(_all_files(train), None if test is None else _all_files(test))
+
+
+def _chosen(split: _AnySplit, spaces: str) -> _AnySplit:
+    """A split with phi1 or phi2 in the place of both, where one is searched alone."""
+    if spaces in ("both", "second") and not split.phi2.arrays:
+        raise UserError(
+            _NO_TEST_PHI2.format(spaces, {"second": "phi2"}.get(spaces, "phi1 and phi2"))
+        )
+    if spaces == "first":
+        return split._replace(phi2=split.phi1)
+    return split._replace(phi1=split.phi2) if spaces == "second" else split
 
 
 def _all_files(split: Split) -> Split:

@@ -45,6 +45,9 @@ def test_clinc150_has_intents_and_domains():
     usual = figures.load_config("experiments/datasets/imagenette.py")
     assert domains.search == usual.search
     assert intents.search.steps > usual.search.steps
+    # In MiniLM-L6, wherever it stands.
+    assert intents.search.spaces == "first"
+    assert figures.load_config(f"{spec}:phi1=paraphrase_l3").search.spaces == "second"
     paper = figures.load_config(f"{spec}:preset=paper")
     assert paper.inner.adjoint == "unrolled"
 
