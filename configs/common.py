@@ -204,8 +204,8 @@ def _presets() -> config_dict.ConfigDict:
 
     # 'given': the task encoder is linear in phi1, the inner fit in phi2. 'both': the task encoder
     # is linear in all files of both, joined, and each of them has an inner fit, the objective is
-    # their mean. 'first', 'second': phi1 or phi2 alone is on both sides. The one where tasks agree
-    # most is the better, which needs no label to see.
+    # their mean. 'first', 'second': phi1 or phi2 alone is on both sides, where the other is much
+    # weaker: its own tasks agree clearly less (docs/recipes.md).
     fast.search.spaces, paper.search.spaces = "both", "given"
     # Outer steps.
     fast.search.steps, paper.search.steps = 80, 1000

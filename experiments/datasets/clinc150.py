@@ -8,8 +8,8 @@ all-MiniLM-L6-v2 and of paraphrase-MiniLM-L3-v2, neither of which saw a label of
 
 Variants: `inductive` (default), `transductive`; `phi1=minilm_l6|paraphrase_l3`, the other one is
 phi2 (which matters with `search.spaces=given` alone: the intents are searched in MiniLM-L6, the
-domains in both); `labels=intents|domains`, the 150 intents or
-the 10 domains that they belong to; `preset=fast|paper`; `source=DIR`, the folder of the arrays.
+domains in both); `labels=intents|domains`, the 150 intents or the 10 domains that they belong to;
+`preset=fast|paper`; `source=DIR`, the folder of the arrays.
 """
 
 from ml_collections import config_dict
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     first = variant.get("phi1", SPACES[0])
     if what == "intents":
         _many_classes(config)
-        # MiniLM-L6 alone, whichever is called phi1: tasks agree most there (docs/RESULTS.md).
+        # MiniLM-L6 alone, whichever is called phi1: the other's tasks agree less (docs/RESULTS.md).
         config.presets.fast.search.spaces = "second" if first == SPACES[1] else "first"
     else:
         config.n_classes = 10
