@@ -9,7 +9,10 @@ rows, plus the penalty of unequal classes. Here every labelling of the test rows
 label-free scores of `hume_jax.main`), and so are the given labels. A method whose labels generalise
 as well as those has found another grouping that data of this kind cannot tell from it; one whose
 labels generalise worse has not searched well enough. Votes and supervised methods alone; single
-starts are left out. (`given_labels.py` does so on the searched rows of a run.)
+starts are left out.
+
+Two columns tell how classes are missed: given ones *in pieces*, of which no found class holds half,
+and found ones *of two*, which hold half of two given classes or more.
 
 Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy.
 """
@@ -36,7 +39,7 @@ from hume_jax.representations import store
 GIVEN = "given labels"
 HEAD = (
     "method", "spaces", "what", "objective", "held-out CE", "cross-validated accuracy",
-    "classes used", "entropy of sizes", "test ACC",
+    "classes used", "entropy of sizes", "in pieces", "of two", "test ACC",
 )  # fmt: skip
 
 
@@ -81,6 +84,7 @@ def judge(rows: Sequence[Row], scores: dict[str, np.ndarray], k: int) -> list[di
     ends = np.cumsum([len(row.labels) for row in rows])
     found: list[dict[str, Any]] = []
     for row, own in zip(rows, np.split(np.arange(ends[-1]), ends[:-1]), strict=True):
+        halves = [missed_classes(labels, given) for labels in row.labels]
         found.append(
             {
                 "method": row.method,
@@ -91,10 +95,24 @@ def judge(rows: Sequence[Row], scores: dict[str, np.ndarray], k: int) -> list[di
                 "cv_accuracy": scores["cv_accuracy"][own].tolist(),
                 "used": (aggregate.class_counts(row.labels, k) > 0).sum(axis=1).tolist(),
                 "entropy": (scores["entropy"][own] / np.log(k)).tolist(),
+                "in_pieces": [missed[0] for missed in halves],
+                "of_two": [missed[1] for missed in halves],
                 "acc": [metrics.clustering_accuracy(labels, given) for labels in row.labels],
             }
         )
     return found
+
+
+def missed_classes(labels: np.ndarray, given: np.ndarray) -> tuple[int, int]:
+    """Given classes of which no found class holds half, and found ones that hold half of several.
+
+    Args:
+      labels: (n,) integers, found.
+      given: (n,) integers.
+    """
+    matrix = metrics.confusion_matrix(labels, given).matrix
+    half = 2 * matrix >= matrix.sum(axis=1, keepdims=True)
+    return int((~half.any(axis=1)).sum()), int((half.sum(axis=0) > 1).sum())
 
 
 def line(found: dict[str, Any]) -> list[str]:
@@ -104,6 +122,7 @@ def line(found: dict[str, Any]) -> list[str]:
         *(figures.spread(found[name]) for name in ("objective", "heldout_ce", "cv_accuracy")),
         f"{np.mean(found['used']):.0f}",
         figures.spread(found["entropy"]),
+        *(figures.spread(found[name], 0) for name in ("in_pieces", "of_two")),
         figures.spread(found["acc"]),
     ]
 

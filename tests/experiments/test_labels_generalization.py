@@ -52,6 +52,14 @@ def test_found_labels_beside_the_given_ones(
     assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_classes_in_pieces_and_of_two() -> None:
+    given = np.repeat([0, 1, 2], 4)
+    assert labels_generalization.missed_classes(np.repeat([2, 0, 1], 4), given) == (0, 0)
+    # Of the first class no found one holds half; one holds half of both others.
+    found = np.array([0, 1, 2, 3, 4, 4, 4, 0, 4, 4, 1, 2])
+    assert labels_generalization.missed_classes(found, given) == (1, 1)
+
+
 def test_what_will_not_do_is_told(arrays: list[str], tmp_path: pathlib.Path) -> None:
     row = kept.Row("SCAN", "a", "2 single starts", ("a", "b"), np.zeros((2, 60), int), (1.0,))
     kept.write(tmp_path / "kept", row)

@@ -9,7 +9,6 @@ import sys
 
 import batch_cost
 import figures
-import given_labels
 import hypergradient_accuracy
 import jax
 import label_free_scores
@@ -298,46 +297,6 @@ def test_label_free_scores_of_a_run_of_several_seeds(tmp_path):
 def test_label_free_scores_of_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no results\.json"):
         label_free_scores.main([str(tmp_path), f"--out={tmp_path / 'out.json'}"])
-
-
-# ---- given_labels
-
-
-def test_given_labels(arrays, tmp_path, capsys):
-    config = figures.load_config("configs/arrays.py", [*arrays, "--config.setting=transductive"])
-    run, out = tmp_path / "run", tmp_path / "out.json"
-    run.mkdir()
-    (run / "config.json").write_text(config_lib.to_json(config))
-    rng = np.random.default_rng(0)
-    rows = [f"{i},{split},{rng.integers(3)}" for split, n in (("test", 60), ("train", 160))
-            for i in range(n)]  # fmt: skip
-    (run / "labels.csv").write_text("index,split,label\n" + "\n".join(rows) + "\n")
-    given_labels.main([str(run), "--penalties", "1e-4", "1e-3", f"--out={out}"])
-    found = json.loads(out.read_text())["run"]
-    assert list(found) == ["0.0001", "0.001"]
-    for scores in found.values():
-        assert scores["given"]["cv_accuracy"] > 0.95
-        assert scores["found"]["cv_accuracy"] < 0.6
-        assert scores["given"]["objective"] < scores["found"]["objective"]
-    table = capsys.readouterr().out.rstrip()
-    assert [row[:3] for row in rows_of(table)][:2] == [
-        ["run", "0.0001", "given"],
-        ["run", "0.0001", "found"],
-    ]
-    (run / "labels.csv").unlink()
-    with pytest.raises(UserError, match=r"has no labels\.csv"):
-        given_labels.main([str(run), f"--out={out}"])
-
-
-def test_given_labels_needs_labels(arrays, tmp_path):
-    unlabelled = [field for field in arrays if ".labels=" not in field]
-    two = [field.replace("n_classes=3", "n_classes=2") for field in arrays]
-    for fields, message in ((unlabelled, "was given no labels"), (two, "3 classes given, 2")):
-        config = figures.load_config("configs/arrays.py", fields)
-        (tmp_path / "config.json").write_text(config_lib.to_json(config))
-        (tmp_path / "labels.csv").write_text("index,split,label\n")
-        with pytest.raises(UserError, match=message):
-            given_labels.compare(tmp_path, None)
 
 
 # ---- hypergradient_accuracy
