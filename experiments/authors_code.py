@@ -52,6 +52,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--torch-python", required=True, help="a Python that has PyTorch")
     for name in CHECKOUTS:
         parser.add_argument(f"--{name}", type=pathlib.Path, help="checkout of the authors' code")
+    every = [method for methods in CHECKOUTS.values() for method in methods]
+    parser.add_argument("--methods", nargs="+", choices=every, default=every)
     parser.add_argument("--spaces", choices=("phi1", "both"), default="phi1", help="of TURTLE")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,10 +70,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def jobs(options: argparse.Namespace) -> list[tuple[baselines.Job, pathlib.Path]]:
-    """The methods whose checkout is given.
+    """The methods asked for whose checkout is given.
 
     Raises:
-      UserError: none is, or one is not there.
+      UserError: none of them is, or one is not there.
     """
     found = []
     for name, methods in CHECKOUTS.items():
@@ -80,9 +82,12 @@ def jobs(options: argparse.Namespace) -> list[tuple[baselines.Job, pathlib.Path]
             raise UserError(f"--{name}={checkout}: no such folder; clone the repository first")
         if checkout:
             spaces = options.spaces if name == "turtle" else "phi1"
-            found += [(baselines.Job(method, spaces), checkout) for method in methods]
+            asked = [method for method in methods if method in options.methods]
+            found += [(baselines.Job(method, spaces), checkout) for method in asked]
     if not found:
-        raise UserError("nothing to compare: give --turtle, --temi or --scan")
+        raise UserError(
+            "nothing to compare: give the checkouts of --methods by --turtle, --temi or --scan"
+        )
     return found
 
 

@@ -136,6 +136,8 @@ def draw(path: pathlib.Path, runs: dict[str, dict[str, Any]]) -> None:
         for axes, (score, name, _) in zip(panels, results.LABEL_FREE, strict=True):
             axes.plot(points[score], points["acc"], "o", color="#2f6690", alpha=0.5, markersize=5)
             axes.set_xlabel(name)
+            # Long numbers would run into each other.
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(color="#d8dee4", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
             entry = found["scores"].get(score, {}).get("correlation")

@@ -111,9 +111,11 @@ def test_the_commit_of_a_checkout(tmp_path: pathlib.Path) -> None:
 def test_what_is_missing_is_named(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     nowhere = tmp_path / "nowhere"
     asked = command(tmp_path, nowhere, *arrays)
-    with pytest.raises(UserError, match="give --turtle, --temi or --scan"):
+    with pytest.raises(UserError, match="by --turtle, --temi or --scan"):
         authors_code.main(asked)
     with pytest.raises(UserError, match="no such folder; clone the repository"):
         authors_code.main([f"--scan={nowhere}", *asked])
+    with pytest.raises(UserError, match="give the checkouts of --methods by --turtle"):
+        authors_code.main([f"--scan={tmp_path}", "--methods", "temi", *asked])
     with pytest.raises(UserError, match="authors' code of scan did not run"):
         authors_code.main([f"--scan={tmp_path}", *asked])
