@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import real_data
 
-from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
 
