@@ -12,7 +12,10 @@ task, which need no label; accuracies on train rows stand beside them. With `hel
 train rows that no search saw, a fourth of all:
 
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
-    python experiments/sweep.py --config=experiments/ablations.py:changes,held_out --out=...
+    for factor in rate start labels; do
+        python experiments/sweep.py --config=experiments/ablations.py:$factor,held_out \
+            --out=runs/ablations/cell --table=$factor
+    done
 
 The test rows of the dataset take no part in either. `many_classes`, `many_spaces` and
 `many_temperature` are on a cell of their own: CLINC150 (150 classes) without any label, 8 tasks,

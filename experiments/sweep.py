@@ -17,7 +17,9 @@ all of them stand behind a lone `--`; what a setting says itself goes first.
 
 Started again, finished runs are kept, interrupted ones go on and failed ones are tried again. What
 is finished stands in OUT/table.md, OUT/table.csv and the picture OUT/table.png, a line a setting; a
-run that fails is listed with the last line of its OUT/NAME.log, and the others go on.
+run that fails is listed with the last line of its OUT/NAME.log, and the others go on. Sweeps may
+share OUT: a setting that is in several of them runs once, and `--table=NAME` keeps their tables
+apart.
 """
 
 import argparse
@@ -94,12 +96,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     figures.add_config(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
+    parser.add_argument("--table", default="table", help="name of the table and the picture")
     parser.add_argument("--launch", choices=("local", "slurm", "print"), default="local")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--sbatch", default="", help="options of sbatch, one text")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         raise UserError(f"--jobs={options.jobs}: it must be at least 1")
+    if not re.fullmatch(r"[\w+-]+", options.table):
+        raise UserError(f"--table={options.table}: a name of letters, digits, _, + and -")
     return options
 
 
@@ -346,13 +351,13 @@ def _mean(values: Iterator[float]) -> float:
     return float(np.mean(list(values) or [np.nan]))
 
 
-def report(all_jobs: Sequence[Job], out: pathlib.Path) -> str:
+def report(all_jobs: Sequence[Job], out: pathlib.Path, name: str = "table") -> str:
     """Writes the table of what is finished, and lists what is not."""
     finished = [job for job in all_jobs if job.finished]
     text = ""
     if finished:
-        text = figures.write_table(out, *collect(finished))
-        figures.draw_methods(out / "table.png", *picture(finished))
+        text = figures.write_table(out, *collect(finished), name=name)
+        figures.draw_methods(out / f"{name}.png", *picture(finished))
     missing = [f"* {job.name}: {_last_line(job)}" for job in all_jobs if not job.finished]
     if missing:
         text += f"\n\nnot finished, {len(missing)} of {count(len(all_jobs), 'run')}:\n"
@@ -376,7 +381,7 @@ def main(arguments: Sequence[str]) -> int:
         submit(waiting, options)
     elif options.launch == "local":
         run_locally(waiting, options.jobs)
-    print(report(all_jobs, options.out))
+    print(report(all_jobs, options.out, options.table))
     return int(options.launch == "local" and not all(job.finished for job in all_jobs))
 
 

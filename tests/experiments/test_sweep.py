@@ -265,6 +265,22 @@ def test_a_failure_is_listed_and_tried_again_and_the_others_go_on(
     assert "not finished" not in sweep.report(mended, tmp_path)
 
 
+def test_sweeps_that_share_a_folder_share_their_runs(tmp_path: pathlib.Path) -> None:
+    found = [
+        sweep.jobs(parsed(f"experiments/ablations.py:{factor},held_out", tmp_path))
+        for factor in ("rate", "start")
+    ]
+    defaults = [jobs[0] for jobs in found]
+    assert [job.name for job in defaults] == ["base"] * 2
+    assert len({(job.workdir, job.config_hash) for job in defaults}) == 1
+    sweep.run_locally([stub(tmp_path, "a")], 1)
+    sweep.report([stub(tmp_path, "a")], tmp_path, "rate")
+    names = sorted(path.name for path in tmp_path.glob("rate.*"))
+    assert names == ["rate.csv", "rate.md", "rate.png"]
+    with pytest.raises(UserError, match="--table=a/b: a name of letters"):
+        parsed("configs/testing.py", tmp_path, "--table=a/b")
+
+
 def test_what_other_settings_made_is_not_finished(tmp_path: pathlib.Path) -> None:
     """Names of folders hold what a setting changes; the defaults below may have changed."""
     job = sweep.Job("base", {}, (0,), (), tmp_path, "now")
