@@ -13,7 +13,8 @@ together, in both. Both see centred rows of unit norm, scaled to a mean square o
 TURTLE and TEMI. Labels are opened for the scores, after both have run.
 
 Writes table.md, table.csv, table.json and a picture, table.png, with a dot a start and a bar for
-their mean; what is finished is taken from OUT.
+their mean; what is finished is taken from OUT. Starts differ much where a method has many local
+minima: the interval of the difference (Welch's, over the starts) says what it is worth.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import baselines
 import figures
 import numpy as np
 import pairs
+import scipy.stats
 
 from hume_jax.baselines.methods import METHODS
 from hume_jax.baselines.neighbours import neighbours
@@ -173,7 +175,7 @@ def commit(checkout: pathlib.Path) -> str:
 
 HEAD = (
     "method", "spaces", "starts", "commit", "theirs, test ACC", "ours, test ACC", "ours - theirs",
-    "theirs, lowest loss", "ours, lowest loss", "seconds, theirs", "seconds, ours",
+    "95 %", "theirs, lowest loss", "ours, lowest loss", "seconds, theirs", "seconds, ours",
 )  # fmt: skip
 
 
@@ -202,6 +204,20 @@ def judge(
     }
 
 
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    """Mean difference, and Welch's 95 % interval of it over the starts ('-' of less than two)."""
+    mean = float(np.mean(ours) - np.mean(theirs))
+    if min(len(ours), len(theirs)) < 2:
+        return f"{mean:+.3f}", "-"
+    parts = np.array([np.var(each, ddof=1) / len(each) for each in (ours, theirs)])
+    half = 0.0
+    # Equal starts of both have no spread, and no degrees of freedom.
+    if parts.any():
+        freedom = parts.sum() ** 2 / np.sum(parts**2 / [len(ours) - 1, len(theirs) - 1])
+        half = float(scipy.stats.t.ppf(0.975, freedom) * parts.sum() ** 0.5)
+    return f"{mean:+.3f}", f"{mean - half:+.3f} to {mean + half:+.3f}"
+
+
 def line(found: dict[str, Any]) -> list[str]:
     """A row of the table."""
     acc, chosen = found["acc"], found["chosen"]
@@ -209,7 +225,7 @@ def line(found: dict[str, Any]) -> list[str]:
         *(str(found[field]) for field in ("method", "spaces", "starts", "commit")),
         figures.spread(acc["theirs"]),
         figures.spread(acc["ours"]),
-        f"{np.mean(acc['ours']) - np.mean(acc['theirs']):+.3f}",
+        *difference(acc["ours"], acc["theirs"]),
         *(f"{chosen[who]:.3f}" if who in chosen else "-" for who in ("theirs", "ours")),
         *(f"{found['seconds'][who]:.0f}" for who in ("theirs", "ours")),
     ]

@@ -91,6 +91,18 @@ def test_both_are_scored_on_the_same_rows(
         authors_code.main(asked)
 
 
+def test_the_interval_of_a_difference() -> None:
+    # Welch by hand: variances 1 and 4 of three, so an error of sqrt(5 / 3) with 50 / 17 degrees.
+    mean, interval = authors_code.difference([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert mean == "-2.000"
+    low, high = (float(part) for part in interval.split(" to "))
+    half = 3.219 * (5 / 3) ** 0.5
+    assert low == pytest.approx(-2 - half, abs=2e-3)
+    assert high == pytest.approx(-2 + half, abs=2e-3)
+    assert authors_code.difference([1.0], [2.0]) == ("-1.000", "-")
+    assert authors_code.difference([1.0, 1.0], [0.5, 0.5]) == ("+0.500", "+0.500 to +0.500")
+
+
 def git(folder: pathlib.Path, *asked: str) -> None:
     names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     subprocess.run(["git", "-C", str(folder), *names, *asked], check=True)
