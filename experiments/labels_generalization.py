@@ -133,7 +133,10 @@ def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
     axes = figure.subplots()
     *rows, given = found
     methods, spaces = (list(dict.fromkeys(row[name] for row in rows)) for name in HEAD[:2])
+    named = set()
     for row in rows:
+        # Votes of few and of many starts are one entry of the legend.
+        name = f"{row['method']}, {row['spaces']}"
         number = methods.index(row["method"])
         color = f"C{number % 10}"
         axes.scatter(
@@ -143,8 +146,9 @@ def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
             edgecolors=color,
             # More methods than colors: the others are hollow.
             facecolors=color if number < 10 else "none",
-            label=f"{row['method']}, {row['spaces']}",
+            label=name if name not in named else None,
         )
+        named.add(name)
     axes.axvline(given["cv_accuracy"][0], color="#d1611c", linewidth=1, label=GIVEN)
     axes.set_xlabel("cross-validated accuracy of a linear model, mean over the spaces")
     axes.set_ylabel("ACC on test rows")

@@ -169,6 +169,16 @@ def test_the_time_of_a_run_that_went_on_is_not_known(
     assert table[2].split("|")[-2].strip() == "-"
 
 
+def test_parts_of_what_has_not_finished_are_left_out(
+    finished: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison.main(command(finished, arrays))
+    table = capsys.readouterr().out
+    np.savez(finished / "baselines" / "temi-phi1-starts-0-7.npz", test=np.zeros(3))
+    comparison.main(command(finished, arrays))
+    assert capsys.readouterr().out == table
+
+
 def test_a_file_that_is_no_result_is_named(finished: pathlib.Path, arrays: list[str]) -> None:
     np.savez(finished / "baselines" / "theirs-scan-phi1-3.npz", test=np.zeros(3))
     with pytest.raises(UserError, match="theirs-scan-phi1-3.npz is no result of baselines.py"):
