@@ -183,6 +183,11 @@ def _in_parts(
     return found
 
 
+def parts(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Files of the starts of a job that are finished while others are not."""
+    return list(folder.glob(f"{name}-starts-*.npz"))
+
+
 def _with_settings(
     text: str, make: Callable[[np.ndarray], dict[str, Any]], starts: np.ndarray
 ) -> dict[str, Any]:
@@ -279,7 +284,7 @@ def results(
             made_with(job, options),
             functools.partial(run, job, pair, options),
         )
-        for part in options.out.glob(f"{job.name}-starts-*.npz"):
+        for part in parts(options.out, job.name):
             part.unlink()
         yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
 

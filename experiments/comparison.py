@@ -136,13 +136,13 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
     Raises:
       UserError: it holds no result.
     """
-    # Parts of a method that has not finished wait there for the others.
-    paths = [path for path in folder.glob("*.npz") if "-starts-" not in path.stem]
+    # In the order of the methods, not of their file names.
+    order = [baselines.Job(name, spaces).name for name in METHODS for spaces in baselines.SPACES]
+    waiting = {part for name in order for part in baselines.parts(folder, name)}
+    paths = [path for path in folder.glob("*.npz") if path not in waiting]
     if not paths:
         raise UserError(f"{folder} has no results of baselines.py")
     rows = []
-    # In the order of the methods, not of their file names.
-    order = [baselines.Job(name, spaces).name for name in METHODS for spaces in baselines.SPACES]
     for path in paths:
         if path.stem not in order:
             raise UserError(
