@@ -17,7 +17,8 @@ train rows that no search saw, a fourth of all:
             --out=runs/ablations/cell --table=$factor
     done
 
-The test rows of the dataset take no part in either. `many_classes`, `many_spaces` and
+The test rows of the dataset take no part in either. How many tasks vote, which and how is no factor
+here: `votes.py` takes all such votes of one run. `many_classes`, `many_spaces` and
 `many_temperature` are on a cell of their own: CLINC150 (150 classes) without any label, 8 tasks,
 all directions, seeds 0 and 1 or 0 alone, one to three minutes a setting and seed.
 
@@ -97,13 +98,6 @@ FACTORS: dict[str, Settings] = {
         {"encoder.labels": "softmax", "encoder.temperature": temperature}
         for temperature in (0.2, 0.1, 0.05)
     ],
-    "vote": [
-        {"ensemble.vote": vote, "ensemble.select": select}
-        for vote, select in itertools.product(
-            ("hard", "soft"), ("all", "agreement", "objective", "cv_accuracy")
-        )
-        if (vote, select) != ("soft", "all")
-    ],
     # Those of docs/RESULTS.md.
     "changes": list(itertools.accumulate(_CHANGES, operator.or_, initial=_BEFORE)),
     "spaces": [
@@ -127,14 +121,7 @@ FACTORS: dict[str, Settings] = {
     "penalty": _grid("inner.penalty", 1e-3, 1e-5),
     "subsets": _grid("search.subsets_per_step", 2, 4),
     "subset_size": _grid("search.subset_size", 1000, 2500, 9000),
-    "tasks": _grid("n_tasks", 1, 4, 64),
     "classes": _grid("n_classes", 8, 12, 20),
-    # Nine minutes each.
-    "ensemble": [
-        {"n_tasks": 100, "ensemble.select": "objective", "ensemble.fraction": share}
-        for share in (0.01, 0.1)
-    ]
-    + [{"n_tasks": 100}],
     "steps": [
         {"search.steps": 40, "search.anneal_steps": (24, 32)},
         {"search.steps": 160, "search.anneal_steps": (96, 128)},

@@ -200,6 +200,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def stored_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
+    """The resolved config of a run, as its workdir keeps it."""
+    stored = read_json(workdir / "config.json")
+    if not stored:
+        raise UserError(f"{workdir} has no config.json: give the workdirs of runs")
+    return config_dict.ConfigDict(_with_tuples(stored))
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists, which JSON knows alone, are tuples in a config."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def seed_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the seeds of a finished run; of a run of one seed its own."""
+    runs = read_json(workdir / "results.json").get("runs", [])
+    return [workdir / f"seed_{run['seed']}" for run in runs] or [workdir]
+
+
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a result, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

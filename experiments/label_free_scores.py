@@ -151,12 +151,6 @@ def _correlation(entry: dict[str, Any] | None, kind: str) -> str:
     return results.describe(entry, kind).partition(" ")[2] if entry else "-"
 
 
-def _seeds(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of the seeds of a run; of a run of one seed its own."""
-    runs = figures.read_json(folder / "results.json").get("runs", [])
-    return [folder / f"seed_{run['seed']}" for run in runs] or [folder]
-
-
 def _name(folder: pathlib.Path) -> str:
     """A run's name; seeds of one run are told apart from those of another."""
     of_seed = folder.name.startswith("seed_")
@@ -184,7 +178,7 @@ def verdict(runs: dict[str, dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Reads the runs, prints and writes the figures."""
     options = parse_arguments(arguments)
-    folders = [part.resolve() for folder in options.runs for part in _seeds(folder)]
+    folders = [part.resolve() for folder in options.runs for part in figures.seed_folders(folder)]
     runs = {_name(folder): read_run(folder, options.split) for folder in folders}
     if len(runs) < len(folders):
         raise UserError("two of the runs have the same name; rename a folder")

@@ -1,0 +1,242 @@
+"""Which tasks should vote, and how: many votes of the tasks of finished runs.
+
+    python experiments/subset.py --hold-out=0.25 --out=runs/held_out
+    python -m hume_jax.main --config=experiments/ablations.py:default,held_out \
+        --config.n_tasks=100 --config.seeds="(0,1,2)" --workdir=runs/votes/tasks_100
+    python experiments/votes.py runs/votes/tasks_100 --out=runs/votes/cell
+
+The search is the same for all of them, so what differs is the vote alone: of the first tasks, of
+those that a label-free score puts first, or of all; soft or of the majority; with better tasks
+counted more than once. A row of the table is a vote, its spread that over the seeds of the run (or
+over the runs). The agreement of the votes of two seeds and the held-out cross-entropy of a linear
+model on the vote need no label. Where the run was given labels, ACC stands beside them, of its
+train rows and of its test rows.
+
+Writes OUT/table.md, table.csv and the picture table.png.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import figures
+import numpy as np
+from ml_collections import config_dict
+
+from hume_jax import labelling, planning, scoring
+from hume_jax.core import aggregate
+from hume_jax.core.consensus import consensus, soft_vote
+from hume_jax.errors import UserError
+from hume_jax.evaluation import metrics
+from hume_jax.report import results
+from hume_jax.representations import store
+
+# Tasks that vote more than once: the best quarter this often, and so on down.
+_COUNTED = (4, 3, 2, 1)
+
+
+class Voters(NamedTuple):
+    """Who votes, and how."""
+
+    first: int = 0  # the first so many tasks, as if only they had been searched; 0: all
+    select: str = "all"  # as `ensemble.select`
+    share: float = 1.0  # as `ensemble.fraction`
+    vote: str = "soft"  # as `ensemble.vote`
+    counted: bool = False  # whether better tasks, by the objective, count more than once
+
+    def name(self, n_tasks: int) -> str:
+        """In words, of a run with so many tasks."""
+        if self.counted:
+            return f"all {n_tasks}, quarters by objective counted {', '.join(map(str, _COUNTED))}"
+        if self.select != "all":
+            by = {key: name for key, name, _ in results.LABEL_FREE}[self.select]
+            return f"best {max(1, round(self.share * n_tasks))} by {by}"
+        return f"first {self.first}" if self.first else f"all {n_tasks}"
+
+
+SCORES = ("objective", "cv_accuracy", "agreement")
+VOTERS = (
+    *(Voters(first=n) for n in (1, 4, 16, 64)),
+    Voters(),
+    Voters(vote="hard"),
+    *(Voters(select=score, share=share) for share in (0.0, 0.1, 0.5) for score in SCORES),
+    *(Voters(select=score, share=0.5, vote="hard") for score in SCORES),
+    Voters(counted=True),
+)
+HEAD = ("tasks that vote", "vote", "agreement of the votes", "held-out CE", "train ACC", "test ACC")
+
+
+class Run(NamedTuple):
+    """The tasks of one seed."""
+
+    config: config_dict.ConfigDict
+    train: np.ndarray  # (S, n) int32 labels of the searched rows
+    test: np.ndarray | None  # (S, m) int32
+    scores: dict[str, np.ndarray]  # (S,) each, as `hume_jax.pipeline` has them
+    agreement: np.ndarray  # (S, S)
+    splits: tuple[store.Split, ...]  # the searched ones
+    labels: tuple[np.ndarray | None, np.ndarray | None]  # given ones, of train and test rows
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
+    return parser.parse_args(arguments)
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """The tasks of a finished run of one seed.
+
+    Args:
+      folder: its workdir.
+
+    Raises:
+      UserError: it is not finished, or has not kept all of its tasks.
+    """
+    if not (folder / "results.json").exists():
+        raise UserError(f"{folder} has no results.json: give the workdirs of finished runs")
+    config = figures.stored_config(folder)
+    if config.ensemble.select != "all" or config.setting != "inductive":
+        raise UserError(
+            f"{folder}: a run with ensemble.select={config.ensemble.select} and the setting "
+            f"{config.setting}, where one with 'all', which keeps every task, and 'inductive' is "
+            "needed"
+        )
+    dataset = store.search_spaces(store.open_dataset(config.data), config.search.spaces)
+    with np.load(folder / "model.npz", allow_pickle=False) as arrays:
+        model = labelling.from_arrays(dict(arrays))
+    with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
+        scores = dict(arrays)
+    train, test = (
+        None
+        if split is None
+        else labelling.encode(model.theta, split.phi1.arrays, model.statistics, model.kind)
+        for split in dataset
+    )
+    assert train is not None
+    agreement = aggregate.agreement_matrix(train, config.n_classes)
+    prior = planning.class_prior(config)
+    scores["agreement"] = aggregate.mean_agreement(agreement)
+    scores["collapsed"] = aggregate.collapsed(train, config.n_classes, prior)
+    given = (dataset.train.labels, dataset.test.labels if dataset.test is not None else None)
+    return Run(config, train, test, scores, agreement, (dataset.train,), given)
+
+
+def chosen(run: Run, who: Voters) -> np.ndarray:
+    """(M,) numbers of the tasks that vote; one that counts more than once is there as often."""
+    n_tasks = len(run.train)
+    if who.first:
+        return np.arange(who.first)
+    if who.counted:
+        order = aggregate.rank(run.scores["objective"], run.scores["collapsed"])
+        often = np.repeat(_COUNTED, -(-n_tasks // len(_COUNTED)))[:n_tasks]
+        return np.sort(np.repeat(order, often))
+    config = config_dict.ConfigDict(run.config)
+    config.ensemble.select, config.ensemble.fraction = who.select, who.share
+    return scoring.voters(config, run.train, run.scores)
+
+
+def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
+    """(n,) and (m,) labels of the train and test rows by a vote."""
+    k = run.config.n_classes
+    voting = aggregate.ensemble(run.train, k, chosen(run, who), agreement=run.agreement)
+
+    def named(tasks: np.ndarray) -> np.ndarray:
+        return aggregate.relabel(tasks[voting.members], voting.permutations)
+
+    train, test = named(run.train), None if run.test is None else named(run.test)
+    if who.vote == "hard":
+        return voting.vote.labels, None if test is None else aggregate.vote(test, k).labels
+    balanced = not run.config.class_prior
+    soft = consensus(train, voting.vote.labels, k, balanced=balanced)
+    if test is None:
+        return soft.vote.labels, None
+    return soft.vote.labels, soft_vote(test, soft.tables, soft.weights).labels
+
+
+def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
+    """Scores of each of `VOTERS` that the runs have tasks for, a value a run.
+
+    Args:
+      runs: of one dataset, with equally many tasks.
+    """
+    fitting = [who for who in VOTERS if who.first < len(runs[0].train)]
+    votes = [[vote(run, who) for who in fitting] for run in runs]
+    scores = [
+        scoring.score_tasks(
+            run.config,
+            run.splits,
+            np.stack([train for train, _ in of_run]),
+            np.log(planning.class_prior(run.config)).astype(np.float32),
+        )
+        for run, of_run in zip(runs, votes, strict=True)
+    ]
+    found = []
+    for i, who in enumerate(fitting):
+        own = [of_run[i] for of_run in votes]
+        pairs = aggregate.agreement_matrix(np.stack([t for t, _ in own]), runs[0].config.n_classes)
+        found.append(
+            {
+                "who": who,
+                "agreement": pairs[np.triu_indices(len(runs), 1)].tolist(),
+                "heldout_ce": [float(score["heldout_ce"][i]) for score in scores],
+                **{
+                    f"{split}_acc": _accuracies(runs, [each[j] for each in own], j)
+                    for j, split in enumerate(results.SPLITS[:2])
+                },
+            }
+        )
+    return found
+
+
+def _accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
+    """ACC of each run, of those that were given labels."""
+    return [
+        metrics.clustering_accuracy(labels, given)
+        for run, labels in zip(runs, votes, strict=True)
+        if labels is not None and (given := run.labels[split]) is not None
+    ]
+
+
+def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
+    """A row of the table."""
+    who = found["who"]
+    return [
+        who.name(n_tasks),
+        who.vote,
+        *(figures.spread(found[name], 4) for name in ("agreement", "heldout_ce")),
+        *(figures.spread(found[name], 4) for name in ("train_acc", "test_acc")),
+    ]
+
+
+def draw(path: pathlib.Path, found: Sequence[Mapping[str, Any]], n_tasks: int) -> None:
+    """Draws the held-out cross-entropy of each vote, a dot a run and a bar for their mean."""
+    lines = [
+        (f"{each['who'].name(n_tasks)}, {each['who'].vote}", each["heldout_ce"], mean)
+        for each in found
+        for mean in [float(np.mean(each["heldout_ce"]))]
+    ]
+    figures.draw_methods(path, lines, "held-out cross-entropy of a linear model on the vote, nats")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the runs, takes the votes, prints and writes the table."""
+    options = parse_arguments(arguments)
+    folders = [part for folder in options.runs for part in figures.seed_folders(folder)]
+    runs = [read_run(folder) for folder in folders]
+    if len({run.train.shape for run in runs}) > 1:
+        raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
+    n_tasks = len(runs[0].train)
+    found = measure(runs)
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(options.out / "table.png", found, n_tasks)
+    print(figures.write_table(options.out, HEAD, [line(each, n_tasks) for each in found]))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])
