@@ -112,6 +112,21 @@ FACTORS: dict[str, Settings] = {
         {"inner.adjoint": "unrolled", "inner.solver": "nesterov", "inner.steps": 15},
         {"inner.adjoint": "implicit", "inner.solver": "nesterov", "inner.steps": 15},
     ],
+    # As many steps as take the seconds of the default's 80, from the seconds of `adjoint`.
+    "adjoint_time": _table(
+        (
+            "inner.adjoint",
+            "inner.solver",
+            "inner.steps",
+            "search.steps",
+            "search.anneal_steps",
+        ),
+        ("implicit", "newton", 2, 80, (48, 64)),
+        ("first_order", "newton", 2, 120, (72, 96)),
+        ("first_order", "newton", 1, 140, (84, 112)),
+        ("unrolled", "nesterov", 15, 55, (33, 44)),
+        ("implicit", "nesterov", 15, 70, (42, 56)),
+    ),
     "temperature": _table(
         ("encoder.temperature", "search.anneal_temperature", "search.entropy_weight"),
         *((0.1, 0.5, 10.0), (0.2, 0.1, 10.0), (0.2, 0.5, 10.0), (0.2, 1.0, 10.0)),
@@ -134,7 +149,7 @@ _LITE2 = "../shared/data/imagenette/effnet_lite2_train.npy"
 _VIT = "runs/representations/imagenette/vits14_cls_train.npy"
 
 # Tables that hold the defaults, or what they were, among their own settings.
-_WHOLE = ("default", "changes", "temperature")
+_WHOLE = ("default", "changes", "temperature", "adjoint_time")
 
 # Those of arrays that are made first, see above; `all` leaves them out.
 PREPARED: dict[str, Settings] = {
