@@ -98,7 +98,7 @@ FACTORS: dict[str, Settings] = {
         {"encoder.labels": "softmax", "encoder.temperature": temperature}
         for temperature in (0.2, 0.1, 0.05)
     ],
-    # Those of docs/RESULTS.md.
+    # Those of docs/ablations.md.
     "changes": list(itertools.accumulate(_CHANGES, operator.or_, initial=_BEFORE)),
     "spaces": [
         {"search.spaces": "first"},

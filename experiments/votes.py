@@ -45,6 +45,7 @@ class Voters(NamedTuple):
     share: float = 1.0  # as `ensemble.fraction`
     vote: str = "soft"  # as `ensemble.vote`
     counted: bool = False  # whether better tasks, by the objective, count more than once
+    even: bool = True  # whether a soft vote evens out the classes under a uniform prior
 
     def name(self, n_tasks: int) -> str:
         """In words, of a run with so many tasks."""
@@ -55,11 +56,17 @@ class Voters(NamedTuple):
             return f"best {max(1, round(self.share * n_tasks))} by {by}"
         return f"first {self.first}" if self.first else f"all {n_tasks}"
 
+    @property
+    def how(self) -> str:
+        """The vote, in words."""
+        return self.vote if self.even else f"{self.vote}, classes as they come"
+
 
 SCORES = ("objective", "cv_accuracy", "agreement")
 VOTERS = (
     *(Voters(first=n) for n in (1, 4, 16, 64)),
     Voters(),
+    Voters(even=False),
     Voters(vote="hard"),
     *(Voters(select=score, share=share) for share in (0.0, 0.1, 0.5) for score in SCORES),
     *(Voters(select=score, share=0.5, vote="hard") for score in SCORES),
@@ -84,15 +91,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
+    parser.add_argument("--blind", action="store_true", help="leave labels unopened: no ACC")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
     return parser.parse_args(arguments)
 
 
-def read_run(folder: pathlib.Path) -> Run:
+def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
     """The tasks of a finished run of one seed.
 
     Args:
       folder: its workdir.
+      blind: whether labels stay unopened.
 
     Raises:
       UserError: it is not finished, or has not kept all of its tasks.
@@ -106,6 +115,8 @@ def read_run(folder: pathlib.Path) -> Run:
             f"{config.setting}, where one with 'all', which keeps every task, and 'inductive' is "
             "needed"
         )
+    if blind:
+        config.data.train.labels = config.data.test.labels = ""
     dataset = store.search_spaces(store.open_dataset(config.data), config.search.spaces)
     with np.load(folder / "model.npz", allow_pickle=False) as arrays:
         model = labelling.from_arrays(dict(arrays))
@@ -151,7 +162,7 @@ def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
     train, test = named(run.train), None if run.test is None else named(run.test)
     if who.vote == "hard":
         return voting.vote.labels, None if test is None else aggregate.vote(test, k).labels
-    balanced = not run.config.class_prior
+    balanced = who.even and not run.config.class_prior
     soft = consensus(train, voting.vote.labels, k, balanced=balanced)
     if test is None:
         return soft.vote.labels, None
@@ -207,7 +218,7 @@ def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
     who = found["who"]
     return [
         who.name(n_tasks),
-        who.vote,
+        who.how,
         *(figures.spread(found[name], 4) for name in ("agreement", "heldout_ce")),
         *(figures.spread(found[name], 4) for name in ("train_acc", "test_acc")),
     ]
@@ -216,7 +227,7 @@ def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
 def draw(path: pathlib.Path, found: Sequence[Mapping[str, Any]], n_tasks: int) -> None:
     """Draws the held-out cross-entropy of each vote, a dot a run and a bar for their mean."""
     lines = [
-        (f"{each['who'].name(n_tasks)}, {each['who'].vote}", each["heldout_ce"], mean)
+        (f"{each['who'].name(n_tasks)}, {each['who'].how}", each["heldout_ce"], mean)
         for each in found
         for mean in [float(np.mean(each["heldout_ce"]))]
     ]
@@ -227,7 +238,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reads the runs, takes the votes, prints and writes the table."""
     options = parse_arguments(arguments)
     folders = [part for folder in options.runs for part in figures.seed_folders(folder)]
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder, blind=options.blind) for folder in folders]
     if len({run.train.shape for run in runs}) > 1:
         raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
     n_tasks = len(runs[0].train)
