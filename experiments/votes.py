@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from hume_jax import labelling, planning, scoring
 from hume_jax.core import aggregate
-from hume_jax.core.consensus import consensus, soft_vote
+from hume_jax.core.consensus import consensus, evenness_of, soft_vote
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 from hume_jax.report import results
@@ -45,7 +45,8 @@ class Voters(NamedTuple):
     share: float = 1.0  # as `ensemble.fraction`
     vote: str = "soft"  # as `ensemble.vote`
     counted: bool = False  # whether better tasks, by the objective, count more than once
-    even: bool = True  # whether a soft vote evens out the classes under a uniform prior
+    # How even a soft vote makes the classes; None: as far as the run's entropy weight says.
+    evenness: float | None = None
 
     def name(self, n_tasks: int) -> str:
         """In words, of a run with so many tasks."""
@@ -59,14 +60,17 @@ class Voters(NamedTuple):
     @property
     def how(self) -> str:
         """The vote, in words."""
-        return self.vote if self.even else f"{self.vote}, classes as they come"
+        if self.evenness is None:
+            return self.vote
+        return f"{self.vote}, {'even classes' if self.evenness else 'classes as they come'}"
 
 
 SCORES = ("objective", "cv_accuracy", "agreement")
 VOTERS = (
     *(Voters(first=n) for n in (1, 4, 16, 64)),
     Voters(),
-    Voters(even=False),
+    Voters(evenness=1.0),
+    Voters(evenness=0.0),
     Voters(vote="hard"),
     *(Voters(select=score, share=share) for share in (0.0, 0.1, 0.5) for score in SCORES),
     *(Voters(select=score, share=0.5, vote="hard") for score in SCORES),
@@ -162,8 +166,11 @@ def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
     train, test = named(run.train), None if run.test is None else named(run.test)
     if who.vote == "hard":
         return voting.vote.labels, None if test is None else aggregate.vote(test, k).labels
-    balanced = who.even and not run.config.class_prior
-    soft = consensus(train, voting.vote.labels, k, balanced=balanced)
+    evenness = who.evenness
+    if evenness is None:
+        weight = 0.0 if run.config.class_prior else run.config.search.entropy_weight
+        evenness = evenness_of(weight)
+    soft = consensus(train, voting.vote.labels, k, evenness=evenness)
     if test is None:
         return soft.vote.labels, None
     return soft.vote.labels, soft_vote(test, soft.tables, soft.weights).labels

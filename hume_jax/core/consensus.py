@@ -9,7 +9,7 @@ wrong one with full weight. Here the class ``j`` of task ``m`` gives class ``c``
 of its vote, the labels of all rows follow from the votes, and the shares from the labels, in turns:
 annotators whose errors are estimated from their agreement (Dawid & Skene, Applied Statistics 1979),
 with the mean of the annotators in place of a product that would take them for independent. One
-weight for each class makes the mean vote follow a uniform class prior.
+weight for each class makes the mean vote follow a uniform class prior, as closely as is asked.
 
 The labels to begin with may leave a class without rows that the tasks do use: classes of different
 tasks are matched one to one, and two of theirs fell upon one. `fill_empty` gives such a class the
@@ -46,7 +46,12 @@ class Consensus(NamedTuple):
 
 
 def consensus(
-    tasks: np.ndarray, start: np.ndarray, n_classes: int, *, balanced: bool = True, rounds: int = 30
+    tasks: np.ndarray,
+    start: np.ndarray,
+    n_classes: int,
+    *,
+    evenness: float = 1.0,
+    rounds: int = 30,
 ) -> Consensus:
     """Lets tasks vote softly, from the labels of another vote.
 
@@ -55,7 +60,8 @@ def consensus(
       start: (n,) integers in [0, K), the labels to begin with; their numbers are kept, and classes
         without rows filled where tasks use more.
       n_classes: K.
-      balanced: whether classes are weighted to hold equally many rows, as under a uniform prior.
+      evenness: from 0, classes hold as many rows as come, to 1, equally many, as under a uniform
+        prior; see `evenness_of`.
       rounds: at most this many turns.
 
     Returns:
@@ -67,12 +73,27 @@ def consensus(
     while True:
         done += 1
         tables = vote_tables(tasks, labels, n_classes)
-        if balanced:
-            weights = _balance(tasks, tables, np.bincount(labels, minlength=n_classes) > 0)
+        if evenness > 0:
+            used = np.bincount(labels, minlength=n_classes) > 0
+            weights = _balance(tasks, tables, used, evenness)
         result = soft_vote(tasks, tables, weights)
         if done == rounds or np.array_equal(result.labels, labels):
             return Consensus(tables, weights, result, done)
         labels = result.labels.astype(np.int64)
+
+
+def evenness_of(entropy_weight: float) -> float:
+    """How even the vote makes the classes where the objective weighs their divergence with eta.
+
+    The vote is a transport of rows to classes at the cost -log(share), with an entropy of weight
+    1. If the sizes of the classes may differ from the prior's at the price of eta times their KL
+    divergence, the weights that even them out are taken to the power eta / (1 + eta) in each turn
+    (Chizat et al., *Scaling Algorithms for Unbalanced Optimal Transport Problems*, 2018).
+
+    Args:
+      entropy_weight: eta of Eq. 7, not negative.
+    """
+    return entropy_weight / (1 + entropy_weight)
 
 
 def fill_empty(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -182,10 +203,13 @@ def _shares(tasks: np.ndarray, tables: np.ndarray) -> np.ndarray:
     return total / len(tables)
 
 
-def _balance(tasks: np.ndarray, tables: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Weights under which the mean vote over the rows is the same for all used classes, about.
+def _balance(
+    tasks: np.ndarray, tables: np.ndarray, used: np.ndarray, evenness: float
+) -> np.ndarray:
+    """Weights under which the mean vote over the rows is as even between used classes as asked.
 
-    A class that nobody uses keeps the weight 1, by which it stays empty.
+    With an evenness of 1 it is the same for all of them, about. A class that nobody uses keeps the
+    weight 1, by which it stays empty.
     """
     n, k = tasks.shape[1], tables.shape[2]
     # Every second row or fewer, where there are very many.
@@ -195,7 +219,7 @@ def _balance(tasks: np.ndarray, tables: np.ndarray, used: np.ndarray) -> np.ndar
     for _ in range(_BALANCING):
         # In turns: each row's votes add up to one, each class gets as many as the others.
         rows = 1 / (share @ weights)
-        weights = len(share) / len(weights) / (rows @ share)
+        weights = (len(share) / len(weights) / (rows @ share)) ** np.float32(evenness)
     found = np.ones(k)
     found[used] = weights / weights.mean()
     return found

@@ -76,10 +76,27 @@ def test_balance_evens_out_rows_that_tasks_disagree_on() -> None:
     tasks = np.stack([np.where(np.arange(200) < cut, 0, 1) for cut in (140, 140, 100)])
     start = aggregate.ensemble(tasks, 2).vote.labels
     even = consensus.consensus(tasks, start, 2)
-    plain = consensus.consensus(tasks, start, 2, balanced=False)
+    plain = consensus.consensus(tasks, start, 2, evenness=0.0)
     assert np.bincount(plain.vote.labels).tolist() == [140, 60]
     np.testing.assert_array_equal(plain.weights, [1, 1])
     np.testing.assert_array_equal(even.vote.labels, true)
+
+
+@pytest.mark.parametrize("entropy_weight", [0.1, 1.0, 5.0])
+def test_uneven_classes_cost_their_divergence(entropy_weight: float) -> None:
+    # Where transport plus eta KL(sizes || uniform) is least, a class's weight is its size, in units
+    # of the even one, to the power -eta.
+    rng = np.random.default_rng(0)
+    task = np.sort(rng.integers(0, 20, 500) ** 2 // 80)[None]
+    labels = np.where(rng.random(500) < 0.3, rng.integers(0, 5, 500), task[0])
+    tables = consensus.vote_tables(task, labels, 5)
+    evenness = consensus.evenness_of(entropy_weight)
+    weights = consensus._balance(task, tables, np.ones(5, bool), evenness)
+    votes = tables[0][task[0]] * weights
+    sizes = (votes / votes.sum(axis=1, keepdims=True)).mean(axis=0)
+    assert sizes.max() > 1.01 * sizes.min()
+    expected = (5 * sizes) ** -entropy_weight
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-3)
 
 
 def test_a_class_that_nobody_uses_stays_empty() -> None:
@@ -129,7 +146,7 @@ def test_numbers_of_classes_within_tasks_do_not_matter() -> None:
 
 def test_one_task_is_its_own_consensus() -> None:
     task = np.random.default_rng(0).integers(0, 5, (1, 300))
-    soft = consensus.consensus(task, task[0], 5, balanced=False)
+    soft = consensus.consensus(task, task[0], 5, evenness=0.0)
     np.testing.assert_array_equal(soft.vote.labels, task[0])
     assert soft.rounds == 1
 
