@@ -286,7 +286,15 @@ def results(
         )
         for part in parts(options.out, job.name):
             part.unlink()
-        yield job, {**arrays, "true": pair.labels["test"], "K": np.asarray(pair.n_classes)}
+        yield (
+            job,
+            {
+                **arrays,
+                "true": pair.labels["test"],
+                "K": np.asarray(pair.n_classes),
+                "evenness": np.asarray(pair.evenness),
+            },
+        )
 
 
 def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -303,30 +311,31 @@ def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
         "starts": len(tasks),
     }
     if not entry.supervised and len(tasks) > 1:
-        everyone = np.arange(len(tasks))
-        found["vote_all"] = metrics.score(_vote(arrays, everyone, k), true)
-        found["vote_own"] = metrics.score(vote_by_score(arrays, k), true)
+        evenness, everyone = float(arrays["evenness"]), np.arange(len(tasks))
+        found["vote_all"] = metrics.score(_vote(arrays, everyone, k, evenness), true)
+        found["vote_own"] = metrics.score(vote_by_score(arrays, k, evenness), true)
     return found
 
 
-def vote_by_score(arrays: dict[str, Any], k: int) -> np.ndarray:
+def vote_by_score(arrays: dict[str, Any], k: int, evenness: float) -> np.ndarray:
     """Labels of the test rows (n,) by the better half of the starts by the method's own score.
 
     Args:
       arrays: a stored result of an unsupervised method.
       k: number of classes.
+      evenness: of the classes of the vote, see `core.consensus`.
     """
     order = np.argsort(arrays["score"], kind="stable")
-    return _vote(arrays, np.sort(order[: max(1, len(order) // 2)]), k)
+    return _vote(arrays, np.sort(order[: max(1, len(order) // 2)]), k, evenness)
 
 
-def _vote(arrays: dict[str, Any], members: np.ndarray, k: int) -> np.ndarray:
+def _vote(arrays: dict[str, Any], members: np.ndarray, k: int, evenness: float) -> np.ndarray:
     """Labels of the test rows by the soft vote that HUME's tasks take, found on the train rows."""
     ensemble = aggregate.ensemble(arrays["train"], k, members)
     tasks, test = (
         aggregate.relabel(arrays[split][members], ensemble.permutations) for split in pairs.SPLITS
     )
-    found = consensus(tasks, ensemble.vote.labels, k)
+    found = consensus(tasks, ensemble.vote.labels, k, evenness=evenness)
     return soft_vote(test, found.tables, found.weights).labels
 
 

@@ -165,7 +165,7 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         )
         rows.append(row)
         if not METHODS[name].supervised and len(row.labels) > 1:
-            vote = baselines.vote_by_score(arrays, pair.n_classes)[None]
+            vote = baselines.vote_by_score(arrays, pair.n_classes, pair.evenness)[None]
             what = row.what.replace(f"{len(row.labels)} single", f"vote of {len(row.labels)}")
             rows.append(row._replace(what=what, names=("vote",), labels=vote))
     return rows

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import config_dict
 
+from hume_jax import planning
 from hume_jax.errors import UserError
 from hume_jax.representations import store
 from hume_jax.representations.prepare import joined_rows, space_statistics
@@ -19,6 +20,7 @@ class Pair(NamedTuple):
     spaces: dict[str, tuple[np.ndarray, np.ndarray]]  # split -> phi1 and phi2, (n, d_i) float32
     labels: dict[str, np.ndarray]  # split -> (n,) true labels, for the scores
     n_classes: int
+    evenness: float  # of the classes of a soft vote
 
 
 def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
@@ -43,6 +45,7 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
         spaces={name: (both[0], both[1]) for name, both in rows.items()},
         labels=labels,
         n_classes=config.n_classes,
+        evenness=planning.evenness(config),
     )
 
 

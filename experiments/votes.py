@@ -27,7 +27,7 @@ from ml_collections import config_dict
 
 from hume_jax import labelling, planning, scoring
 from hume_jax.core import aggregate
-from hume_jax.core.consensus import consensus, evenness_of, soft_vote
+from hume_jax.core.consensus import consensus, soft_vote
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 from hume_jax.report import results
@@ -166,10 +166,7 @@ def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
     train, test = named(run.train), None if run.test is None else named(run.test)
     if who.vote == "hard":
         return voting.vote.labels, None if test is None else aggregate.vote(test, k).labels
-    evenness = who.evenness
-    if evenness is None:
-        weight = 0.0 if run.config.class_prior else run.config.search.entropy_weight
-        evenness = evenness_of(weight)
+    evenness = planning.evenness(run.config) if who.evenness is None else who.evenness
     soft = consensus(train, voting.vote.labels, k, evenness=evenness)
     if test is None:
         return soft.vote.labels, None

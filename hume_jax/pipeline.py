@@ -19,7 +19,7 @@ import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate, search
-from hume_jax.core.consensus import consensus, evenness_of
+from hume_jax.core.consensus import consensus
 from hume_jax.disk_feed import DiskRows
 from hume_jax.progress import Progress, count, duration
 from hume_jax.report import results
@@ -256,9 +256,7 @@ class _Run:
                 voters,
                 ensemble.vote.labels,
                 self.config.n_classes,
-                evenness=0.0
-                if self.config.class_prior
-                else evenness_of(self.config.search.entropy_weight),
+                evenness=planning.evenness(self.config),
             )
             model = model._replace(tables=soft.tables, weights=soft.weights)
         self.folder.write_npz("model.npz", labelling.to_arrays(model))

@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from hume_jax import memory
+from hume_jax.core.consensus import evenness_of
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
@@ -26,6 +27,14 @@ _COMFORTABLE = 0.5
 def class_prior(config: config_dict.ConfigDict) -> np.ndarray:
     """The class prior of a resolved config, ``(K,)`` float64; uniform where none is given."""
     return np.asarray(config.class_prior or (1 / config.n_classes,) * config.n_classes, np.float64)
+
+
+def evenness(config: config_dict.ConfigDict) -> float:
+    """How even a soft vote makes the classes: as far as the objective's entropy weight says.
+
+    Not at all under a prior of one's own: which class of a vote is its first nobody knows.
+    """
+    return 0.0 if config.class_prior else evenness_of(config.search.entropy_weight)
 
 
 def shard_count(config: config_dict.ConfigDict, n: int) -> int:
