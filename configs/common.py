@@ -265,7 +265,8 @@ def _presets() -> config_dict.ConfigDict:
     # 'objective' or by 'cv_accuracy', or 'all'.
     fast.ensemble.select, paper.ensemble.select = "all", "all"
     # The vote: 'soft' gives each class of a task shares in several classes, estimated from the
-    # other tasks, and evens out the classes under a uniform prior; 'hard' is the majority.
+    # other tasks, and evens out the classes under a uniform prior as far as search.entropy_weight
+    # says; 'hard' is the majority.
     fast.ensemble.vote, paper.ensemble.vote = "soft", "hard"
 
     presets = config_dict.ConfigDict()
