@@ -11,7 +11,8 @@ augmented and multi-crop views and the self-labelling of the last passes. The ot
 a random one of its nearest neighbours where there is one space. Where there are two, each has a
 head of its own, the views are the row in the one and the row in the other, and the mean of both
 distributions labels a row. Heads are linear. The authors' rate belongs to an encoder; that of Adam
-here is this project's.
+here is the one of 0.001, 0.003, 0.01 and 0.03 at which the loss ends lowest on Imagenette's train
+rows, which takes no label (`experiments/baseline_settings.py`).
 """
 
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Settings(NamedTuple):
     diversity_weight: float = 1.0
     passes: int = 100
     batch: int = 2048
-    learning_rate: float = 0.01  # Adam's
+    learning_rate: float = 0.003  # Adam's
 
     @property
     def length(self) -> int:
