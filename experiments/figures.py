@@ -202,10 +202,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def stored_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
     """The resolved config of a run, as its workdir keeps it."""
-    stored = read_json(workdir / "config.json")
-    if not stored:
-        raise UserError(f"{workdir} has no config.json: give the workdirs of runs")
-    return config_dict.ConfigDict(_with_tuples(stored))
+    return config_dict.ConfigDict(_with_tuples(read_json(workdir / "config.json")))
 
 
 def _with_tuples(value: Any) -> Any:

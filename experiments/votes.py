@@ -53,8 +53,7 @@ class Voters(NamedTuple):
         if self.counted:
             return f"all {n_tasks}, quarters by objective counted {', '.join(map(str, _COUNTED))}"
         if self.select != "all":
-            by = {key: name for key, name, _ in results.LABEL_FREE}[self.select]
-            return f"best {max(1, round(self.share * n_tasks))} by {by}"
+            return f"best {max(1, round(self.share * n_tasks))} by {SCORES[self.select]}"
         return f"first {self.first}" if self.first else f"all {n_tasks}"
 
     @property
@@ -65,7 +64,7 @@ class Voters(NamedTuple):
         return f"{self.vote}, {'even classes' if self.evenness else 'classes as they come'}"
 
 
-SCORES = ("objective", "cv_accuracy", "agreement")
+SCORES = {key: name for key, name, _ in results.LABEL_FREE}
 VOTERS = (
     *(Voters(first=n) for n in (1, 4, 16, 64)),
     Voters(),
@@ -83,12 +82,11 @@ class Run(NamedTuple):
     """The tasks of one seed."""
 
     config: config_dict.ConfigDict
+    dataset: store.Dataset  # its train rows are the searched ones
     train: np.ndarray  # (S, n) int32 labels of the searched rows
     test: np.ndarray | None  # (S, m) int32
     scores: dict[str, np.ndarray]  # (S,) each, as `hume_jax.pipeline` has them
     agreement: np.ndarray  # (S, S)
-    splits: tuple[store.Split, ...]  # the searched ones
-    labels: tuple[np.ndarray | None, np.ndarray | None]  # given ones, of train and test rows
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -137,8 +135,7 @@ def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
     prior = planning.class_prior(config)
     scores["agreement"] = aggregate.mean_agreement(agreement)
     scores["collapsed"] = aggregate.collapsed(train, config.n_classes, prior)
-    given = (dataset.train.labels, dataset.test.labels if dataset.test is not None else None)
-    return Run(config, train, test, scores, agreement, (dataset.train,), given)
+    return Run(config, dataset, train, test, scores, agreement)
 
 
 def chosen(run: Run, who: Voters) -> np.ndarray:
@@ -184,7 +181,7 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
     scores = [
         scoring.score_tasks(
             run.config,
-            run.splits,
+            (run.dataset.train,),
             np.stack([train for train, _ in of_run]),
             np.log(planning.class_prior(run.config)).astype(np.float32),
         )
@@ -201,7 +198,7 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
                 "heldout_ce": [float(score["heldout_ce"][i]) for score in scores],
                 **{
                     f"{split}_acc": _accuracies(runs, [each[j] for each in own], j)
-                    for j, split in enumerate(results.SPLITS[:2])
+                    for j, split in enumerate(store.Dataset._fields)
                 },
             }
         )
@@ -211,9 +208,9 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
 def _accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
     """ACC of each run, of those that were given labels."""
     return [
-        metrics.clustering_accuracy(labels, given)
+        metrics.clustering_accuracy(labels, rows.labels)
         for run, labels in zip(runs, votes, strict=True)
-        if labels is not None and (given := run.labels[split]) is not None
+        if labels is not None and (rows := run.dataset[split]) and rows.labels is not None
     ]
 
 
@@ -223,8 +220,10 @@ def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
     return [
         who.name(n_tasks),
         who.how,
-        *(figures.spread(found[name], 4) for name in ("agreement", "heldout_ce")),
-        *(figures.spread(found[name], 4) for name in ("train_acc", "test_acc")),
+        *(
+            figures.spread(found[name], 4)
+            for name in ("agreement", "heldout_ce", "train_acc", "test_acc")
+        ),
     ]
 
 
