@@ -12,6 +12,10 @@ Eq. 2; TURTLE takes as many steps as ours, from cold and from warm starts. Heads
 together, in both. Both see centred rows of unit norm, scaled to a mean square of 1 a column for
 TURTLE and TEMI. Labels are opened for the scores, after both have run.
 
+TURTLE's warm starts hold nothing random beyond where they begin, if a batch is all rows. So ours is
+run from where theirs began too, and the share of the test rows that get the same label tells
+whether both are one method.
+
 Writes table.md, table.csv, table.json and a picture, table.png, with a dot a start and a bar for
 their mean; what is finished is taken from OUT. Starts differ much where a method has many local
 minima: the interval of the difference (Welch's, over the starts) says what it is worth.
@@ -25,15 +29,21 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import baselines
 import figures
+import jax.numpy as jnp
 import numpy as np
 import pairs
 import scipy.stats
+from jax import Array
 
+from hume_jax.baselines import running, turtle
+from hume_jax.baselines.heads import Linear
+from hume_jax.baselines.method import Data
 from hume_jax.baselines.methods import METHODS
 from hume_jax.baselines.neighbours import neighbours
 from hume_jax.errors import UserError
@@ -173,9 +183,62 @@ def commit(checkout: pathlib.Path) -> str:
     return f"{head} and changes" if status else head
 
 
+def from_their_starts(
+    job: baselines.Job, pair: pairs.Pair, begun: dict[str, np.ndarray], settings: turtle.Settings
+) -> np.ndarray:
+    """Labels (S, n) of the test rows by our TURTLE from given starts, all steps of it.
+
+    Args:
+      job: TURTLE from warm starts.
+      pair: the rows.
+      begun: ``v{i}`` (S, d, K), ``length{i}`` (S, K) and ``b{i}`` (S, K) of the encoder in space i,
+        ``w{i}`` and ``c{i}`` of the linear model there.
+      settings: of TURTLE.
+    """
+    spaces = pairs.choose(pair, "train", job.spaces)
+
+    def in_each_space(*names: str) -> list[list[Array]]:
+        return [[jnp.asarray(begun[f"{name}{i}"]) for name in names] for i in range(len(spaces))]
+
+    encoders = tuple(turtle.Encoder(*each) for each in in_each_space("v", "length", "b"))
+    models = tuple(Linear(*each) for each in in_each_space("w", "c"))
+
+    def init(seed: Array | int, tasks: Array, data: Data, settings: turtle.Settings) -> Any:
+        return turtle.init(seed, tasks, data, settings)._replace(encoders=encoders, models=models)
+
+    method = types.SimpleNamespace(init=init, step=turtle.step)
+    fitted = running.fit(
+        method,
+        settings._replace(patience=0),
+        Data(tuple(map(jnp.asarray, spaces))),
+        np.arange(len(begun["v0"])),
+        0,
+    )
+    return running.predict(turtle, fitted.state, pairs.choose(pair, "test", job.spaces))
+
+
+def same_labels(
+    job: baselines.Job,
+    pair: pairs.Pair,
+    other: dict[str, np.ndarray],
+    options: argparse.Namespace,
+) -> list[float]:
+    """Share of the test rows that ours, from each of their starts, labels as theirs does.
+
+    Empty where their steps have something random: other methods, or batches of some rows.
+    """
+    settings: Any = baselines.settings_of(job.method, pair.n_classes, options.set)
+    rows = len(pairs.choose(pair, "train", job.spaces)[0])
+    if "v0" not in other or rows > settings.batch:
+        return []
+    labels = from_their_starts(job, pair, other, settings)
+    return np.mean(labels == other["test"], axis=1).tolist()
+
+
 HEAD = (
     "method", "spaces", "starts", "commit", "theirs, test ACC", "ours, test ACC", "ours - theirs",
-    "95 %", "theirs, lowest loss", "ours, lowest loss", "seconds, theirs", "seconds, ours",
+    "95 %", "theirs, lowest loss", "ours, lowest loss", "same labels from their starts",
+    "seconds, theirs", "seconds, ours",
 )  # fmt: skip
 
 
@@ -227,6 +290,7 @@ def line(found: dict[str, Any]) -> list[str]:
         figures.spread(acc["ours"]),
         *difference(acc["ours"], acc["theirs"]),
         *(f"{chosen[who]:.3f}" if who in chosen else "-" for who in ("theirs", "ours")),
+        figures.spread(found["same"]) if found["same"] else "-",
         *(f"{found['seconds'][who]:.0f}" for who in ("theirs", "ours")),
     ]
 
@@ -250,7 +314,7 @@ def main(arguments: Sequence[str]) -> None:
     others = [theirs(job, checkout, pair, options) for job, checkout in asked]
     own = list(baselines.results([job for job, _ in asked], options))
     found = [
-        judge(job, arrays["true"], arrays, other)
+        judge(job, arrays["true"], arrays, other) | {"same": same_labels(job, pair, other, options)}
         for (job, arrays), other in zip(own, others, strict=True)
     ]
     figures.write_json(options.out / "table.json", {"rows": found})

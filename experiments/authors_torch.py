@@ -52,7 +52,35 @@ def load(options: argparse.Namespace, name: str) -> np.ndarray:
     return np.load(options.arrays / f"{name}.npy")
 
 
-def turtle(options: argparse.Namespace, *more: str) -> tuple[np.ndarray, np.ndarray]:
+Found = dict[str, np.ndarray]  # labels "test" (S, n), "score" (S,), and what else there is
+
+
+def turtle_warm(options: argparse.Namespace) -> Found:
+    """From warm starts, and where each of them began: v, length and b of an encoder, w and c of a
+    model, in each space. What follows from there has nothing random where a batch is all rows."""
+    spaces = len(list(options.arrays.glob("space*_train.npy")))
+    dims = [load(options, f"space{i}_test").shape[1] for i in range(spaces)]
+    script = module(options.repository, "run_turtle.py")
+    begun: dict[str, list[np.ndarray]] = {}
+    for start in range(options.starts):
+        # As the script begins, in the same order.
+        script.seed_everything(options.seed + start)
+        encoders = [nn.utils.weight_norm(nn.Linear(dim, options.classes)) for dim in dims]
+        models = [nn.Linear(dim, options.classes) for dim in dims]
+        for i, (encoder, model) in enumerate(zip(encoders, models, strict=True)):
+            values = {
+                "v": encoder.weight_v.T, "length": encoder.weight_g[:, 0], "b": encoder.bias,
+                "w": model.weight.T, "c": model.bias,
+            }  # fmt: skip
+            for name, value in values.items():
+                begun.setdefault(f"{name}{i}", []).append(value.detach().numpy().copy())
+    return {
+        **turtle(options, "--warm_start"),
+        **{name: np.stack(values) for name, values in begun.items()},
+    }
+
+
+def turtle(options: argparse.Namespace, *more: str) -> Found:
     """run_turtle.py as a whole, a process of steps for each start; `more` flags of it."""
     # The two names stand for any two spaces: the script takes none but those that it knows.
     phis = ["clipvitL14", "dinov2"][: len(list(options.arrays.glob("space*_train.npy")))]
@@ -85,10 +113,10 @@ def turtle(options: argparse.Namespace, *more: str) -> tuple[np.ndarray, np.ndar
             labels.append(sum(found).argmax(1).numpy())
             # The script keeps no loss to choose starts by.
             scores.append(0.0)
-    return np.stack(labels), np.array(scores)
+    return {"test": np.stack(labels), "score": np.array(scores)}
 
 
-def temi(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def temi(options: argparse.Namespace) -> Found:
     """Loss, heads and schedules of the repository; the values of its README's command."""
     heads = module(options.repository, "model_builders/multi_head.py").MultiHeadClassifier
     import losses  # type: ignore[import-not-found]
@@ -142,7 +170,8 @@ def temi(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     test = torch.from_numpy(load(options, "space0_test"))
     with torch.no_grad():
         found = as_list(teacher(test))
-    return np.stack([z.argmax(1).numpy() for z in found]), (sums / steps).numpy()
+    labels = np.stack([z.argmax(1).numpy() for z in found])
+    return {"test": labels, "score": (sums / steps).numpy()}
 
 
 def as_list(found: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
@@ -150,7 +179,7 @@ def as_list(found: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
     return found if isinstance(found, list) else [found]
 
 
-def scan(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def scan(options: argparse.Namespace) -> Found:
     """The loss of the repository on linear heads, with its settings of ImageNet-50."""
     loss = module(options.repository, "losses/losses.py").SCANLoss(entropy_weight=5.0)
     x = torch.from_numpy(load(options, "space0_train"))
@@ -174,25 +203,26 @@ def scan(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     with torch.no_grad():
         # All rows and one neighbour of each, the nearest.
         scores = [float(loss(head(x), head(x[near[:, 0]]))[0]) for head in heads]
-        return np.stack([head(test).argmax(1).numpy() for head in heads]), np.array(scores)
+        labels = np.stack([head(test).argmax(1).numpy() for head in heads])
+    return {"test": labels, "score": np.array(scores)}
 
 
 METHODS = {
     "turtle": turtle,
-    "turtle_warm": lambda options: turtle(options, "--warm_start"),
+    "turtle_warm": turtle_warm,
     "temi": temi,
     "scan": scan,
 }
 
 
 def main() -> None:
-    """Runs the method and writes labels of the test rows, scores and seconds."""
+    """Runs the method; writes labels of the test rows, scores, seconds, and what else it gave."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    labels, score = METHODS[options.method](options)
-    seconds = time.perf_counter() - began
-    np.savez_compressed(options.out, test=labels, score=score, seconds=seconds)
+    found = METHODS[options.method](options)
+    found["seconds"] = np.asarray(time.perf_counter() - began)
+    np.savez_compressed(options.out, **found)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -311,26 +311,30 @@ def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
         "starts": len(tasks),
     }
     if not entry.supervised and len(tasks) > 1:
-        evenness, everyone = float(arrays["evenness"]), np.arange(len(tasks))
-        found["vote_all"] = metrics.score(_vote(arrays, everyone, k, evenness), true)
-        found["vote_own"] = metrics.score(vote_by_score(arrays, k, evenness), true)
+        evenness = float(arrays["evenness"])
+        for name, members in (
+            ("vote_all", np.arange(len(tasks))),
+            ("vote_own", better_half(arrays["score"])),
+        ):
+            found[name] = metrics.score(vote(arrays, members, k, evenness), true)
     return found
 
 
-def vote_by_score(arrays: dict[str, Any], k: int, evenness: float) -> np.ndarray:
-    """Labels of the test rows (n,) by the better half of the starts by the method's own score.
+def better_half(scores: np.ndarray) -> np.ndarray:
+    """Numbers of the half of the starts, rounded down, whose own scores (S,) are lowest."""
+    order = np.argsort(scores, kind="stable")
+    return np.sort(order[: max(1, len(order) // 2)])
+
+
+def vote(arrays: dict[str, Any], members: np.ndarray, k: int, evenness: float) -> np.ndarray:
+    """Labels of the test rows (n,) by the soft vote that HUME's tasks take, found on train rows.
 
     Args:
       arrays: a stored result of an unsupervised method.
+      members: numbers of the starts that vote.
       k: number of classes.
       evenness: of the classes of the vote, see `core.consensus`.
     """
-    order = np.argsort(arrays["score"], kind="stable")
-    return _vote(arrays, np.sort(order[: max(1, len(order) // 2)]), k, evenness)
-
-
-def _vote(arrays: dict[str, Any], members: np.ndarray, k: int, evenness: float) -> np.ndarray:
-    """Labels of the test rows by the soft vote that HUME's tasks take, found on the train rows."""
     ensemble = aggregate.ensemble(arrays["train"], k, members)
     tasks, test = (
         aggregate.relabel(arrays[split][members], ensemble.permutations) for split in pairs.SPLITS

@@ -10,7 +10,8 @@ Without `--config` the datasets are the poster's; with it, any others. HUME runs
 hume_jax.main` on the seeds, the other methods as in `baselines.py` from as many starts, all on the
 config's arrays; what is finished is taken from OUT/DATASET. Where arrays are missing, the cell says
 so and the command that fills it stands below; the poster's configs find the authors' arrays once
-these are unpacked here (`configs/stl10.py`). A published figure comes from another encoder and
+these are unpacked here (`configs/stl10.py`). Arrays that are there but will not do are an error.
+A published figure comes from another encoder and
 protocol than the row beside it, so the two columns tell what a system reaches, not which method is
 better.
 
@@ -31,6 +32,7 @@ import baselines
 import figures
 import numpy as np
 import pairs
+from ml_collections import config_dict
 
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
@@ -154,6 +156,23 @@ def ours(
     return {score: [100 * each[score] for each in scores] for score in SCORES}
 
 
+def lacks_arrays(config: config_dict.ConfigDict) -> bool:
+    """Whether representations are not named, or any file that is named is not there."""
+    for split in pairs.SPLITS:
+        for field, value in config.data[split].items():
+            paths = [value] if isinstance(value, str) else value
+            if field != "labels" and not any(paths):
+                return True
+            if any(path and not _there(path) for path in paths):
+                return True
+    return False
+
+
+def _there(path: str) -> bool:
+    # Behind a colon may stand the name of an array within the file.
+    return any(pathlib.Path(name).exists() for name in (path, path.rpartition(":")[0]) if name)
+
+
 def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Runs what is missing of a table; its cells, by dataset and method."""
     table = TABLES[name]
@@ -166,6 +185,9 @@ def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
         try:
             true = pairs.open_splits(config)[1]["test"]
         except UserError as error:
+            # What is there but will not do is no missing array.
+            if not lacks_arrays(config):
+                raise
             why = f"{error}."
         else:
             for command in asked:

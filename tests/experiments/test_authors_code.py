@@ -1,5 +1,6 @@
 """Ours beside the authors' code: what can be tested without PyTorch and their repositories."""
 
+import argparse
 import json
 import pathlib
 import re
@@ -7,9 +8,16 @@ import stat
 import subprocess
 
 import authors_code
+import baselines
+import figures
+import jax.numpy as jnp
 import numpy as np
+import pairs
 import pytest
 
+from hume_jax.baselines import running, turtle
+from hume_jax.baselines.method import Data
+from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -89,6 +97,35 @@ def test_both_are_scored_on_the_same_rows(
     git(checkout, "init", "--quiet")
     with pytest.raises(UserError, match="made with other settings"):
         authors_code.main(asked)
+
+
+def test_ours_from_given_starts(arrays: list[str]) -> None:
+    """From its own starts it ends where it does, and from others elsewhere."""
+    pair = pairs.load(figures.load_config("configs/arrays.py", arrays))
+    job = baselines.Job("turtle_warm", "both")
+    settings = METHODS["turtle_warm"].settings(3)._replace(steps=20, patience=0)  # type: ignore[attr-defined]
+    spaces = pairs.choose(pair, "train", "both")
+    data = Data(tuple(map(jnp.asarray, spaces)))
+    own = running.fit(turtle, settings, data, np.arange(2), 0).state
+    begun = {}
+    first = turtle.init(0, jnp.arange(2), data, settings)
+    for i, (encoder, model) in enumerate(zip(first.encoders, first.models, strict=True)):
+        values = dict(zip(("v", "length", "b", "w", "c"), (*encoder, *model), strict=True))
+        begun |= {f"{name}{i}": np.asarray(value) for name, value in values.items()}
+    expected = running.predict(turtle, own, pairs.choose(pair, "test", "both"))
+    found = authors_code.from_their_starts(job, pair, begun, settings)
+    np.testing.assert_array_equal(found, expected)
+    swapped = {name: value[::-1] for name, value in begun.items()}
+    np.testing.assert_array_equal(
+        authors_code.from_their_starts(job, pair, swapped, settings), expected[::-1]
+    )
+    options = argparse.Namespace(set=["turtle_warm.steps=20"])
+    other = {**begun, "test": expected}
+    assert authors_code.same_labels(job, pair, other, options) == [1, 1]
+    # Theirs holds something random where a batch is some of the rows, and in other methods.
+    options.set = ["turtle_warm.batch=10"]
+    assert authors_code.same_labels(job, pair, other, options) == []
+    assert authors_code.same_labels(job, pair, {"test": expected}, options) == []
 
 
 def test_the_interval_of_a_difference() -> None:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import baselines
 import comparison
 import figures
 import kept
@@ -110,6 +111,7 @@ def test_a_table_of_everything(
     assert kmeans["difference"][0] == pytest.approx(0.975 - 2 / 3)
     assert kmeans["difference"][1] > 0.1
     assert ("TURTLE, cold start", "vote of 3 starts, 300 of 6000 steps") in rows
+    assert ("k-means", "vote of the best 1 of 3 starts") in rows
     # The probe is no vote, and the first row is compared with nothing.
     assert sum(method == "supervised linear probe" for method, _ in rows) == 1
     assert "difference" not in hume
@@ -121,6 +123,26 @@ def test_a_table_of_everything(
         "k-means", "TURTLE, cold start", "HUME", "supervised linear probe",
     ]  # fmt: skip
     assert (finished / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_who_votes(
+    finished: pathlib.Path, arrays: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All starts, and the better half by their own score, which is lowest for the first."""
+    voted = []
+
+    def vote(found: dict[str, np.ndarray], members: np.ndarray, *_: float) -> np.ndarray:
+        voted.append(members.tolist())
+        # One accuracy that tells the two apart.
+        return found["test"][0] if len(members) == 1 else np.zeros_like(found["test"][0])
+
+    monkeypatch.setattr(baselines, "vote", vote)
+    comparison.main(command(finished, arrays))
+    assert voted == [[0, 1, 2], [0]] * 2
+    kept = json.loads((finished / "out" / "table.json").read_text())
+    acc = {row["what"]: row["acc"] for row in kept["rows"] if row["method"] == "k-means"}
+    assert acc["vote of the best 1 of 3 starts"] == pytest.approx([2 / 3])
+    assert acc["vote of 3 starts"][0] < 0.5
 
 
 def test_rows_are_named_by_what_they_were_made_with(

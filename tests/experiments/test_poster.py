@@ -62,6 +62,19 @@ def test_a_wrong_config_is_an_error(tmp_path: pathlib.Path) -> None:
         poster.main(["baselines", "--config=nothing.py", f"--out={tmp_path}"])
 
 
+def test_arrays_that_will_not_do_are_no_missing_ones(
+    arrays: list[str], tmp_path: pathlib.Path
+) -> None:
+    fields = [field.removeprefix("--config.") for field in arrays]
+    without = [field for field in fields if "test.labels" not in field]
+    asked = ["supervised", "--config=configs/arrays.py", f"--out={tmp_path}", "--field"]
+    with pytest.raises(UserError, match="data.test.phi1, phi2 and labels are needed"):
+        poster.main([*asked, *without])
+    # A file that is named and not there is one.
+    poster.main([*asked, *without, f"data.test.labels={tmp_path / 'labels.npy'}"])
+    assert "not run: arrays needed" in (tmp_path / "supervised.md").read_text()
+
+
 @pytest.mark.slow
 def test_on_arrays_that_are_there(
     arrays: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]

@@ -340,7 +340,9 @@ def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
     assert found["agreement of the votes"] == "0.7500"
 
 
-def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launcher_goes_on_where_it_was(number: int, tmp_path: pathlib.Path) -> None:
+    """Told to end, which it sees to; and killed at once with all it started, as a machine does."""
     script = tmp_path / "launch.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/experiments')!r}]\n"
@@ -351,16 +353,21 @@ def test_a_killed_launcher_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
         "sweep.run_locally([job for job in jobs if not job.finished], 1)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen([sys.executable, str(script), "600"], env=environment)
+    command = [sys.executable, str(script), "600"]
+    first = subprocess.Popen(command, env=environment, start_new_session=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "b.count").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    first.terminate()
-    assert first.wait() == 128 + signal.SIGTERM
-    # What it had started ended with it, and holds no lock of its workdir.
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "b.count.pid").read_text()), 0)
+    if number == signal.SIGTERM:
+        first.terminate()
+        assert first.wait() == 128 + number
+        # What it had started ended with it, and holds no lock of its workdir.
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "b.count.pid").read_text()), 0)
+    else:
+        os.killpg(first.pid, number)
+        assert first.wait() == -number
     subprocess.run([sys.executable, str(script), "0"], env=environment, check=True)
     assert [starts(tmp_path, name) for name in "ab"] == [1, 2]
     assert (tmp_path / "b" / "results.json").exists()
