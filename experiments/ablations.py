@@ -156,7 +156,7 @@ PREPARED: dict[str, Settings] = {
     "rows": [{"variant": f"source=runs/subsets/rows_{n}"} for n in (500, 1000, 2000, 4000)] + [{}],
     # The given prior is the one that the tail is made with.
     "imbalance": [
-        {"variant": _TAIL, "search.entropy_weight": weight} for weight in (10.0, 3.0, 1.0, 0.1)
+        {"variant": _TAIL, "search.entropy_weight": weight} for weight in (10.0, 5.0, 3.0, 1.0, 0.1)
     ]
     + [
         {"variant": f"{_TAIL},prior=runs/subsets/tail_10_weak"},
