@@ -231,8 +231,14 @@ def same_labels(
     rows = len(pairs.choose(pair, "train", job.spaces)[0])
     if "v0" not in other or rows > settings.batch:
         return []
-    labels = from_their_starts(job, pair, other, settings)
-    return np.mean(labels == other["test"], axis=1).tolist()
+    # Of ours beside what theirs was made with.
+    text = json.dumps([str(other["settings"]), baselines.made_with(job, options)])
+    found = baselines.stored_or_made(
+        options.out / f"from-theirs-{job.name}-{options.starts}.npz",
+        text,
+        lambda: {"test": from_their_starts(job, pair, other, settings), "settings": text},
+    )
+    return np.mean(found["test"] == other["test"], axis=1).tolist()
 
 
 HEAD = (

@@ -52,14 +52,18 @@ def load(options: argparse.Namespace, name: str) -> np.ndarray:
     return np.load(options.arrays / f"{name}.npy")
 
 
+def count_spaces(options: argparse.Namespace) -> int:
+    """How many spaces `authors_code.py` wrote."""
+    return len(list(options.arrays.glob("space*_train.npy")))
+
+
 Found = dict[str, np.ndarray]  # labels "test" (S, n), "score" (S,), and what else there is
 
 
 def turtle_warm(options: argparse.Namespace) -> Found:
     """From warm starts, and where each of them began: v, length and b of an encoder, w and c of a
     model, in each space. What follows from there has nothing random where a batch is all rows."""
-    spaces = len(list(options.arrays.glob("space*_train.npy")))
-    dims = [load(options, f"space{i}_test").shape[1] for i in range(spaces)]
+    dims = [load(options, f"space{i}_test").shape[1] for i in range(count_spaces(options))]
     script = module(options.repository, "run_turtle.py")
     begun: dict[str, list[np.ndarray]] = {}
     for start in range(options.starts):
@@ -83,7 +87,7 @@ def turtle_warm(options: argparse.Namespace) -> Found:
 def turtle(options: argparse.Namespace, *more: str) -> Found:
     """run_turtle.py as a whole, a process of steps for each start; `more` flags of it."""
     # The two names stand for any two spaces: the script takes none but those that it knows.
-    phis = ["clipvitL14", "dinov2"][: len(list(options.arrays.glob("space*_train.npy")))]
+    phis = ["clipvitL14", "dinov2"][: count_spaces(options)]
     script = module(options.repository, "run_turtle.py")
     script.datasets_to_c["ours"] = options.classes
     spaces = [load(options, f"space{i}_test") for i in range(len(phis))]

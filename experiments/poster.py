@@ -10,10 +10,9 @@ Without `--config` the datasets are the poster's; with it, any others. HUME runs
 hume_jax.main` on the seeds, the other methods as in `baselines.py` from as many starts, all on the
 config's arrays; what is finished is taken from OUT/DATASET. Where arrays are missing, the cell says
 so and the command that fills it stands below; the poster's configs find the authors' arrays once
-these are unpacked here (`configs/stl10.py`). Arrays that are there but will not do are an error.
-A published figure comes from another encoder and
-protocol than the row beside it, so the two columns tell what a system reaches, not which method is
-better.
+these are unpacked here (`configs/stl10.py`). Arrays that are there but will not do are an error. A
+published figure comes from another encoder and protocol than the row beside it, so the two columns
+tell what a system reaches, not which method is better.
 
 Writes a Markdown table, CSV, JSON and a picture for each: OUT/TABLE.md and so on;
 TABLE_notes.md has source, commands, seeds and the machine.
@@ -37,6 +36,7 @@ from ml_collections import config_dict
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
 from hume_jax.files import atomic_write
+from hume_jax.representations.arrays import formats
 
 SCORES = ("acc", "ari")
 SOURCE = "arXiv:2311.02940, Tables 1 to 3; SCAN, SPICE, Twist and Self-classifier as reported there"
@@ -163,14 +163,9 @@ def lacks_arrays(config: config_dict.ConfigDict) -> bool:
             paths = [value] if isinstance(value, str) else value
             if field != "labels" and not any(paths):
                 return True
-            if any(path and not _there(path) for path in paths):
+            if any(path and not formats.locate(path)[0].exists() for path in paths):
                 return True
     return False
-
-
-def _there(path: str) -> bool:
-    # Behind a colon may stand the name of an array within the file.
-    return any(pathlib.Path(name).exists() for name in (path, path.rpartition(":")[0]) if name)
 
 
 def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:

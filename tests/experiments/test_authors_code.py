@@ -99,7 +99,7 @@ def test_both_are_scored_on_the_same_rows(
         authors_code.main(asked)
 
 
-def test_ours_from_given_starts(arrays: list[str]) -> None:
+def test_ours_from_given_starts(arrays: list[str], tmp_path: pathlib.Path) -> None:
     """From its own starts it ends where it does, and from others elsewhere."""
     pair = pairs.load(figures.load_config("configs/arrays.py", arrays))
     job = baselines.Job("turtle_warm", "both")
@@ -119,9 +119,19 @@ def test_ours_from_given_starts(arrays: list[str]) -> None:
     np.testing.assert_array_equal(
         authors_code.from_their_starts(job, pair, swapped, settings), expected[::-1]
     )
-    options = argparse.Namespace(set=["turtle_warm.steps=20"])
-    other = {**begun, "test": expected}
+    options = argparse.Namespace(
+        set=["turtle_warm.steps=20"], out=tmp_path, starts=2, seed=0, exchanged=False,
+        config="configs/arrays.py", fields=arrays,
+    )  # fmt: skip
+    other = {**begun, "test": expected, "settings": np.asarray("theirs")}
     assert authors_code.same_labels(job, pair, other, options) == [1, 1]
+    # What is finished is taken from the folder, and is not taken for that of another run of theirs.
+    (path,) = tmp_path.glob("*.npz")
+    before = path.stat().st_mtime_ns
+    assert authors_code.same_labels(job, pair, other, options) == [1, 1]
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="made with other settings"):
+        authors_code.same_labels(job, pair, {**other, "settings": np.asarray("later")}, options)
     # Theirs holds something random where a batch is some of the rows, and in other methods.
     options.set = ["turtle_warm.batch=10"]
     assert authors_code.same_labels(job, pair, other, options) == []
