@@ -5,7 +5,8 @@
 
 Where frozen features need other values than a method's paper has, they are chosen without a label:
 the value at which the method's own score, its loss at the end, is lowest in the mean over the
-starts. No label is opened. The agreement of the starts stands beside it.
+starts. Where that is the same for all values, as SPICE's is taken before its last stage, the value
+at which the starts agree most. No label is opened. What decided is in bold.
 
 A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
 Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid.
@@ -17,7 +18,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import baselines
 import figures
@@ -81,19 +82,45 @@ def tried(
     )
 
 
-def line(
-    job: baselines.Job, field: str, value: str, arrays: dict[str, Any], k: int
-) -> tuple[float, list[str]]:
-    """Mean own score of a value, and its line of the table."""
+class Value(NamedTuple):
+    """What decides for a value, and its line of the table."""
+
+    score: float  # own, mean over the starts
+    agreement: float  # of the starts, mean over their pairs; nan of one start
+    cells: list[str]
+
+    def chosen(self, column: str) -> None:
+        """Sets a column of its line in bold."""
+        place = HEAD.index(column)
+        self.cells[place] = f"**{self.cells[place]}**"
+
+
+def value_of(job: baselines.Job, field: str, value: str, arrays: dict[str, Any], k: int) -> Value:
+    """Reads what a method found with a value; k classes."""
     tasks = arrays["train"]
-    agreement = "-"
+    agreement = float("nan")
     if len(tasks) > 1:
         each = aggregate.mean_agreement(aggregate.agreement_matrix(tasks, k))
-        agreement = f"{np.mean(each):.4f}"
+        agreement = float(np.mean(each))
+    agrees = f"{agreement:.4f}" if len(tasks) > 1 else "-"
     score = figures.spread(arrays["score"].astype(float).tolist(), 4)
     took = f"{float(np.sum(arrays['seconds'])):.0f}"
-    cells = [METHODS[job.method].title, field, value, str(len(tasks)), score, agreement, took]
-    return float(np.mean(arrays["score"])), cells
+    cells = [METHODS[job.method].title, field, value, str(len(tasks)), score, agrees, took]
+    return Value(float(np.mean(arrays["score"])), agreement, cells)
+
+
+def choose(values: Sequence[Value]) -> None:
+    """Sets in bold what decides: the lowest score, the highest agreement where scores are equal."""
+    lowest = min(value.score for value in values)
+    if len(values) > 1 and all(value.score == lowest for value in values):
+        most = max(value.agreement for value in values)
+        for value in values:
+            if value.agreement == most:
+                value.chosen("agreement of the starts")
+        return
+    for value in values:
+        if value.score == lowest:
+            value.chosen("own score")
 
 
 def draw(
@@ -128,13 +155,11 @@ def main(arguments: Sequence[str]) -> None:
         arrays = [tried(job, f"{field}={value}", pair, options) for value in values]
         draw(options.out, job, field, values, arrays)
         found = [
-            line(job, field, value, each, pair.n_classes)
+            value_of(job, field, value, each, pair.n_classes)
             for value, each in zip(values, arrays, strict=True)
         ]
-        lowest = min(score for score, _ in found)
-        for score, cells in found:
-            cells[4] = f"**{cells[4]}**" if score == lowest else cells[4]
-            rows.append(cells)
+        choose(found)
+        rows += [value.cells for value in found]
     print(figures.write_table(options.out, HEAD, rows))
 
 

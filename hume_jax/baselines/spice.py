@@ -15,8 +15,10 @@ encoder's training in the last stage, and augmented images: the view that a labe
 the row itself at first, and a random neighbour of it in the last stage. There a batch teaches 10
 heads and the one of lowest loss is kept; here every start is a head, and `score` is its loss on the
 batch of its last turn. Theirs takes 100 passes over the rows for its turns; here there are 20 turns
-at most, and they end when labels rest (fewer than 0.1 % of the rows change in each of `patience`
-turns).
+at most, whose loss more of them do not lower on Imagenette's train rows, and they end when labels
+rest (fewer than 0.1 % of the rows change in each of `patience` turns). That loss does not see the
+last stage: its passes and rate are those at which starts agree most there, which takes no label
+either (`experiments/baseline_settings.py`, docs/RESULTS.md).
 """
 
 from typing import NamedTuple
@@ -44,7 +46,7 @@ class Settings(NamedTuple):
     reliable: float = 0.95  # share of the neighbours that confirm a label
     passes: int = 20  # on reliable labels
     threshold: float = 0.95  # probability above which an own label is taught
-    label_learning_rate: float = 1e-3
+    label_learning_rate: float = 0.01
     patience: int = 2  # turns in which labels rest before the rest of them is left out
 
     @property

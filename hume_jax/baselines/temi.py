@@ -11,8 +11,8 @@ weight normalisation that rests for the first pass, temperatures, momenta and Ad
 biases are those of the authors' command for CIFAR-10 (github.com/HHU-MMBS/TEMI-official-BMVC2023,
 c6a81a6). Rows of unit norm are scaled to a mean square of 1 a column, as long as the features that
 the rates were chosen for. There 100 passes of 50,000 rows are 4,900 steps; smaller sets see fewer
-in a pass, so batch and rate are those of lowest loss on 9,469 rows, which takes no label: 256 at
-1e-3 came to -1.14 in 20 passes, 1,024 at 1e-3 to -1.05 in 40, at 1e-4 to -0.32 in 40. The weight of
+in a pass, so batch and rate are those of lowest loss after 60 passes over Imagenette's 9,469 rows,
+which takes no label (`experiments/baseline_settings.py`, docs/RESULTS.md). The weight of
 a pair is averaged there over the heads that are trained together, and `together` does so; without
 it a head has its own, as theirs has where there is one, and does not depend on what runs beside it.
 They train many heads and keep the one of lowest loss, which `score` names. A head whose labels rest
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     warmup: int = 5  # passes until the rate is full
     frozen: int = 1  # passes in which the last layer rests
     batch: int = 256
-    learning_rate: float = 1e-3  # AdamW's, for batches of 256
+    learning_rate: float = 3e-3  # AdamW's, for batches of 256
     weight_decay: float = 1e-4
     patience: int = 5  # passes in which labels rest before a head stops; 0: it never does
     together: bool = False  # whether heads share the weights of pairs: the mean over all of them

@@ -46,6 +46,33 @@ def test_values_are_judged_by_the_own_score(
         run(out, [*arrays, "--config.seed=1"], *grid)
 
 
+def value(score: float, agreement: float) -> baseline_settings.Value:
+    return baseline_settings.Value(score, agreement, ["-"] * len(baseline_settings.HEAD))
+
+
+@pytest.mark.parametrize(
+    ("values", "decided"),
+    [
+        # Scores, agreements; which value is in bold, and in which column.
+        ([(2.0, 0.9), (1.0, 0.8), (3.0, 0.7)], (1, "own score")),
+        ([(1.0, 0.8), (1.0, 0.9), (1.0, 0.7)], (1, "agreement of the starts")),
+        ([(1.0, float("nan"))], (0, "own score")),
+    ],
+)
+def test_starts_that_agree_decide_where_the_score_does_not(
+    values: list[tuple[float, float]], decided: tuple[int, str]
+) -> None:
+    found = [value(*each) for each in values]
+    baseline_settings.choose(found)
+    bold = [
+        (i, baseline_settings.HEAD[place])
+        for i, each in enumerate(found)
+        for place, cell in enumerate(each.cells)
+        if cell.startswith("**")
+    ]
+    assert bold == [decided]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
