@@ -89,11 +89,6 @@ class Value(NamedTuple):
     agreement: float  # of the starts, mean over their pairs; nan of one start
     cells: list[str]
 
-    def chosen(self, column: str) -> None:
-        """Sets a column of its line in bold."""
-        place = HEAD.index(column)
-        self.cells[place] = f"**{self.cells[place]}**"
-
 
 def value_of(job: baselines.Job, field: str, value: str, arrays: dict[str, Any], k: int) -> Value:
     """Reads what a method found with a value; k classes."""
@@ -111,16 +106,13 @@ def value_of(job: baselines.Job, field: str, value: str, arrays: dict[str, Any],
 
 def choose(values: Sequence[Value]) -> None:
     """Sets in bold what decides: the lowest score, the highest agreement where scores are equal."""
-    lowest = min(value.score for value in values)
-    if len(values) > 1 and all(value.score == lowest for value in values):
-        most = max(value.agreement for value in values)
-        for value in values:
-            if value.agreement == most:
-                value.chosen("agreement of the starts")
-        return
-    for value in values:
-        if value.score == lowest:
-            value.chosen("own score")
+    column, keys = "own score", [value.score for value in values]
+    if len(keys) > 1 and min(keys) == max(keys):
+        column, keys = "agreement of the starts", [-value.agreement for value in values]
+    place = HEAD.index(column)
+    for value, key in zip(values, keys, strict=True):
+        if key == min(keys):
+            value.cells[place] = f"**{value.cells[place]}**"
 
 
 def draw(
