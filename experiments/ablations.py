@@ -5,11 +5,15 @@
 The cell is Imagenette's features (experiments/datasets/imagenette.py) with 256 directions of each
 second space and 16 tasks, for seeds 0, 1 and 2 in one program; a setting takes about two minutes on
 two CPU cores. The factors are those of `FACTORS`; `all` is every one of them in one table but for
-`changes`, which goes from the defaults of before to those of now. A factor that decides a default
-is run once more with `full`, all directions and 64 tasks (`:start,full`). Choices are made by the
-mean agreement of the tasks, the agreement of the votes of the seeds and the objective of the best
-task, which need no label; accuracies on train rows stand beside them. With `held_out` they are of
-train rows that no search saw, a fourth of all:
+`changes`, which goes from the defaults of before to those of now, and `decisive`, what decided
+these, which is run once more with `full`, all directions and 64 tasks:
+
+    python experiments/sweep.py --config=experiments/ablations.py:decisive,full,held_out \
+        --out=runs/ablations/full
+
+Choices are made by the mean agreement of the tasks, the agreement of the votes of the seeds and the
+objective of the best task, which need no label; accuracies on train rows stand beside them. With
+`held_out` they are of train rows that no search saw, a fourth of all:
 
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
     for factor in rate start labels; do
@@ -141,6 +145,12 @@ FACTORS: dict[str, Settings] = {
         {"search.steps": 40, "search.anneal_steps": (24, 32)},
         {"search.steps": 160, "search.anneal_steps": (96, 128)},
     ],
+    # What was chosen here and has no run at full size in docs/RESULTS.md, for `full`.
+    "decisive": [
+        {"search.learning_rate": 0.03},
+        {"inner.adjoint": "first_order", "inner.steps": 1},
+        {"search.steps": 160, "search.anneal_steps": (96, 128)},
+    ],
 }
 
 
@@ -150,6 +160,8 @@ _VIT = "runs/representations/imagenette/vits14_cls_train.npy"
 
 # Tables that hold the defaults, or what they were, among their own settings.
 _WHOLE = ("default", "changes", "temperature", "adjoint_time")
+# Settings of other factors once more; `all` leaves them out.
+_AGAIN = ("changes", "decisive")
 
 # Those of arrays that are made first, see above; `all` leaves them out.
 PREPARED: dict[str, Settings] = {
@@ -292,7 +304,7 @@ def sweep(arg: str = "all") -> Settings:
     factor = _asked(arg).factor
     if factor in MANY:
         return MANY[factor]
-    names = [name for name in FACTORS if name != "changes"] if factor == "all" else [factor]
+    names = [name for name in FACTORS if name not in _AGAIN] if factor == "all" else [factor]
     settings = [setting for name in names for setting in {**FACTORS, **PREPARED}[name]]
     # The defaults stand above what differs from them.
     if factor in FACTORS and factor not in _WHOLE:

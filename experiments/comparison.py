@@ -8,10 +8,10 @@
 Takes finished work alone and runs no method: workdirs of `hume_jax.main`, of one seed or several,
 and folders of `baselines.py`; without them, what `--keep` holds. With it the labels of the test
 rows are kept in that folder, and rows kept earlier stand in the table too. The first row, HUME in
-both spaces where it is there, is what the others are compared with. A method stands there three
-times: by its single starts, by the vote of all of them, and by that of the half which its own
-label-free score prefers. HUME's vote is that of its run. Seconds are those of a vote: of all tasks
-of a seed of HUME, of all starts of another method.
+the spaces of the config where it is there, is what the others are compared with. A method stands
+there three times: by its single starts, by the vote of all of them, and by that of the half which
+its own label-free score prefers. HUME's vote is that of its run. Seconds are those of a vote: of
+all tasks of a seed of HUME, of all starts of another method.
 
 The difference in ACC to the first row has a 95 % interval of a paired bootstrap: test rows are
 drawn with replacement, the same for both methods, and seeds (or starts) of each of the two by
@@ -25,7 +25,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import baselines
@@ -80,26 +80,29 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     if not config or not all((folder / "results.json").exists() for folder in folders):
         raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
     found = [figures.read_json(folder / "results.json") for folder in folders]
-    data = config["data"]["train"]
-    names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
-    spaces = config["search"].get("spaces", "given")
-    named = {
-        "given": " → ".join(names),
-        # The same search in either order.
-        "both": " and ".join(sorted(names)),
-        "first": names[0],
-        "second": names[1],
-    }[spaces]
     kept = {part: config[part] for part in _PARTS if part in config}
     return Row(
         kept_labels.HUME,
-        named,
+        searched(config),
         f"votes of {len(found[0]['tasks'])} tasks{_changes(kept, usual)}",
         tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
         tuple(_seconds(each["seconds"]) for each in found),
         json.dumps(kept, sort_keys=True),
     )
+
+
+def searched(config: Mapping[str, Any]) -> str:
+    """The spaces of a search of HUME, as the table names them."""
+    data = config["data"]["train"]
+    names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
+    return {
+        "given": " → ".join(names),
+        # The same search in either order.
+        "both": " and ".join(sorted(names)),
+        "first": names[0],
+        "second": names[1],
+    }[config["search"].get("spaces", "given")]
 
 
 def _seconds(found: dict[str, Any]) -> float:
@@ -316,7 +319,9 @@ def main(arguments: Sequence[str]) -> None:
         for row in rows:
             kept_labels.write(options.keep, row)
         rows = kept_labels.read(options.keep)
-    rows = sorted(rows, key=kept_labels.place)
+    # HUME as the dataset's config has it stands first.
+    usual = (kept_labels.HUME, searched(config))
+    rows = sorted(rows, key=lambda row: ((row.method, row.spaces) != usual, kept_labels.place(row)))
     if not rows:
         raise UserError("nothing to compare: give --hume, --baselines or --keep")
     found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)

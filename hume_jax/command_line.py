@@ -64,8 +64,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def hush_backends() -> None:
-    """Keeps from the log every kind of accelerator that this machine does not have."""
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    """Keeps from the log every accelerator and instruction set that this machine does not have."""
+    for name in ("jax._src.xla_bridge", "faiss"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

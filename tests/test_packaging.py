@@ -78,7 +78,8 @@ def test_every_requirement_is_pinned_to_a_version_it_allows(repository, metadata
     wanted = {
         "requirements.txt": metadata["options"]["install_requires"]
         + extras["images"]
-        + extras["arrays"],
+        + extras["arrays"]
+        + extras["baselines"],
         "requirements-dev.txt": extras["dev"],
     }
     for file, text in wanted.items():

@@ -1,15 +1,14 @@
-"""Exact nearest neighbours in a representation space, by blocks of rows."""
+"""Exact nearest neighbours in a representation space: the flat index of faiss."""
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-# Cosines of a block that are held at a time.
-_BLOCK_BYTES = 2**27
+from hume_jax.errors import UserError
+
+# Rows that are looked up at a time; each such call is a step of progress.
+_QUERIES = 4096
 
 
 def neighbours(
@@ -17,34 +16,47 @@ def neighbours(
 ) -> np.ndarray:
     """The rows of the highest cosine with each row.
 
-    The products of all pairs, a block of rows at a time, and the largest of each: no index is
-    built, none is missed.
+    The products of all pairs, so that none is missed. Of what finds the same, faiss takes the least
+    time on a CPU (`experiments/nearest_neighbours.py`, docs/measurements.md).
 
     Args:
       x: (n, d) float32, rows of unit norm; a row of zeros has a cosine of 0 with every other.
       count: k, number of neighbours; fewer where there are fewer other rows.
-      done: called with the number of rows of each block that no block before had.
+      done: called with the number of rows of each block, once it is looked up.
 
     Returns:
-      (n, k) int32, the nearest first, never the row itself; the lower number first where equal.
+      (n, k) int32, the nearest first, never the row itself. Of equal cosines any may come first,
+      and the same every time.
+
+    Raises:
+      UserError: faiss is not installed.
     """
     n = len(x)
     count = min(count, n - 1)
-    size = max(1, min(n, _BLOCK_BYTES // (4 * n)))
-    rows = jnp.asarray(x, jnp.float32)
+    x = np.ascontiguousarray(x, np.float32)
+    index = _faiss().IndexFlatIP(x.shape[1])
+    index.add(x)
     found = np.empty((n, count), np.int32)
-    for start in range(0, n, size):
-        # The last block reaches back, so that all have one shape.
-        first = min(start, n - size)
-        found[first : first + size] = _block(rows, jnp.int32(first), size=size, count=count)
-        done(first + size - start)
+    for start in range(0, n, _QUERIES):
+        near = index.search(x[start : start + _QUERIES], count + 1)[1]
+        found[start : start + len(near)] = _others(near, start)
+        done(len(near))
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("size", "count"))
-def _block(x: Array, start: Array, *, size: int, count: int) -> Array:
-    own = start + jnp.arange(size)
-    block = jax.lax.dynamic_slice_in_dim(x, start, size)
-    cosines = block @ x.T
-    others = cosines.at[jnp.arange(size), own].set(-jnp.inf)
-    return jax.lax.top_k(others, count)[1].astype(jnp.int32)
+def _others(near: np.ndarray, start: int) -> np.ndarray:
+    """Neighbours (b, k) of rows from start on, out of the (b, k + 1) among which they are too."""
+    own = near == np.arange(start, start + len(near))[:, None]
+    # Where many rows are equal a row may not be among the first of them: then the last goes.
+    own[:, -1] |= ~own.any(axis=1)
+    return near[~own].reshape(len(near), -1)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            f'nearest neighbours need faiss ({error}): pip install "hume_jax[baselines]"'
+        ) from error
+    return faiss

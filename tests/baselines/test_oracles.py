@@ -1,6 +1,7 @@
 """k-means, the probe and the neighbours against scikit-learn."""
 
 import pathlib
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from hume_jax.baselines import kmeans, neighbours, probe, running
 from hume_jax.baselines.method import Data
+from hume_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -156,22 +158,34 @@ def test_the_probe_ends_well_with_many_classes_and_little_penalty() -> None:
     assert np.mean(labels[0] == true) > 0.97
 
 
-@pytest.mark.parametrize("block", [1, 2**27])
+@pytest.mark.parametrize("block", [7, 40, 100])
 def test_neighbours_are_all_found_whatever_the_blocks(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, _ = rows(n=40)
-    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 7 * 4 * 40 * block)
+    monkeypatch.setattr(neighbours, "_QUERIES", block)
     seen: list[int] = []
     found = neighbours.neighbours(x, 5, done=seen.append)
     theirs = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(x)
     np.testing.assert_array_equal(found, theirs.kneighbors(x, return_distance=False)[:, 1:])
-    # Rows that a block reaches back to are not counted twice.
+    assert found.dtype == np.int32
     assert sum(seen) == 40
 
 
 def test_a_row_is_not_its_own_neighbour_though_others_equal_it() -> None:
     x = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
     found = neighbours.neighbours(x, 9)
-    np.testing.assert_array_equal(found[:3], [[1, 2, 3], [0, 2, 3], [0, 1, 3]])
-    assert found.dtype == np.int32
+    assert [set(near) for near in found] == [{1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}]
+    assert found[:3, 2].tolist() == [3, 3, 3]
+    # More equal rows than are asked for, so that a row is not always among the first.
+    same = np.repeat(np.eye(2, dtype=np.float32), 30, axis=0)
+    found = neighbours.neighbours(same, 4)
+    assert (found != np.arange(60)[:, None]).all()
+    assert (found // 30 == np.arange(60)[:, None] // 30).all()
+    assert all(len(set(near)) == 4 for near in found)
+
+
+def test_without_faiss_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r'faiss .*pip install "hume_jax\[baselines\]"'):
+        neighbours.neighbours(np.eye(3, dtype=np.float32), 1)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import baselines
 import comparison
@@ -173,6 +174,24 @@ def test_a_run_of_another_setting_is_another_row(finished: pathlib.Path, arrays:
     comparison.main(command(finished, arrays))
     rows = json.loads((finished / "out" / "table.json").read_text())["rows"]
     assert rows[0]["what"] == "votes of 4 tasks, setting=transductive, 2 seeds"
+
+
+def test_the_search_of_the_config_stands_first(finished: pathlib.Path, arrays: list[str]) -> None:
+    stored = json.loads((finished / "run" / "config.json").read_text())
+    train = {name: str(finished / f"{name}_train.npy") for name in ("phi1", "phi2")}
+    for spaces in ("first", "both"):
+        shutil.copytree(finished / "run", finished / spaces)
+        config = stored | {"data": {"train": train}, "search": {"spaces": spaces}}
+        (finished / spaces / "config.json").write_text(json.dumps(config))
+    runs = [str(finished / name) for name in ("run", "first", "both")]
+    for spaces, named in (("both", "phi1 and phi2"), ("first", "phi1")):
+        fields = [*arrays, f"--config.search.spaces={spaces}"]
+        out = ["--config=configs/arrays.py", f"--out={finished / 'out'}"]
+        comparison.main([*out, "--hume", *runs, "--", *fields])
+        rows = json.loads((finished / "out" / "table.json").read_text())["rows"]
+        assert rows[0]["spaces"] == named
+        assert sorted(row["spaces"] for row in rows) == ["a → b+c", "phi1", "phi1 and phi2"]
+        assert "difference" not in rows[0]
 
 
 def test_the_time_of_a_run_that_went_on_is_not_known(

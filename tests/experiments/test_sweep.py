@@ -21,6 +21,7 @@ from hume_jax.report import results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
+import ablations  # noqa: E402
 import figures  # noqa: E402
 import sweep  # noqa: E402
 
@@ -166,6 +167,12 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
         job.name for job in sweep.jobs(parsed("experiments/ablations.py:full,start", tmp_path))
     }
     assert names == {"base", "encoder.start=random", "encoder.start=rows"}
+    # What decided a default stands among the factors of the cell too.
+    decisive = config_lib.load_sweep("experiments/ablations.py:decisive,full")
+    factors = ("rate", "adjoint", "steps")
+    cell = [{}, *(setting for name in factors for setting in ablations.FACTORS[name])]
+    assert len(decisive) == 12
+    assert all({k: setting[k] for k in setting if k != "seed"} in cell for setting in decisive)
 
 
 @pytest.mark.parametrize(
