@@ -95,25 +95,26 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       settings: of the method.
     """
     n, dim = data.spaces[0].shape
-
-    def one(key: Array) -> Head:
-        keys = jax.random.split(key, 3)
-        sizes = (dim, settings.hidden, settings.bottleneck, settings.n_classes)
-        w = [
-            0.02 * jax.random.truncated_normal(k, -100, 100, shape)
-            for k, shape in zip(keys, zip(sizes, sizes[1:], strict=False), strict=True)
-        ]
-        zeros = [jnp.zeros(size) for size in sizes[1:3]]
-        first, second = (Linear(*layer) for layer in zip(w[:2], zeros, strict=True))
-        return Head(first, second, w[2], jnp.ones(settings.n_classes))
-
-    head = jax.vmap(one)(task_keys(seed, tasks))
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(task_keys(seed, tasks))
+    head = Head(
+        _layer(keys[:, 0], dim, settings.hidden),
+        _layer(keys[:, 1], settings.hidden, settings.bottleneck),
+        # As PyTorch starts it: a step of Adam turns a shorter one further.
+        heads.linear(keys[:, 2], settings.bottleneck, settings.n_classes).w,
+        jnp.ones((len(tasks), settings.n_classes)),
+    )
     marginal = jnp.full((len(tasks), settings.n_classes), 1 / settings.n_classes)
     # Buffers of their own: the state's are given away step by step.
     pair = Pair(head, _optimiser(settings, n).init(head), jax.tree.map(jnp.copy, head), marginal)
     loss = jnp.full(len(tasks), jnp.inf)
     rest = heads.unwatched(len(tasks), n)
     return State(tasks, pair, loss, rest, jnp.zeros(len(tasks), bool), jnp.zeros((), jnp.int32))
+
+
+def _layer(keys: Array, inputs: int, outputs: int) -> Linear:
+    """Weights N(0, 0.02^2) and biases of zero, a layer of each task."""
+    w = jax.vmap(lambda key: 0.02 * jax.random.normal(key, (inputs, outputs)))(keys)
+    return Linear(w, jnp.zeros((len(keys), outputs)))
 
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:

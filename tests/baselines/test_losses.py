@@ -248,6 +248,18 @@ def test_the_last_layer_of_temi_rests_at_first_and_biases_do_not_decay() -> None
     assert (decayed.first, decayed.v, decayed.length) == (heads.Linear(True, False), True, True)
 
 
+def test_heads_of_temi_begin_as_the_authors_do() -> None:
+    data = Data((jnp.zeros((8, 40)),), jnp.zeros((8, 1), jnp.int32))
+    head = temi.init(0, jnp.arange(20), data, temi.Settings(K)).pair.student
+    for layer in (head.first, head.second):
+        assert np.std(layer.w) == pytest.approx(0.02, rel=0.02)
+        assert np.abs(layer.b).max() == 0
+    # PyTorch's of a layer of 256 inputs: even up to 1 / 16.
+    assert np.abs(head.v).max() == pytest.approx(1 / 16, rel=1e-3)
+    assert np.std(head.v) == pytest.approx(1 / 16 / 3**0.5, rel=0.02)
+    np.testing.assert_array_equal(head.length, 1)
+
+
 def test_the_first_step_of_temis_last_layer_is_adams_first() -> None:
     """As in PyTorch, whose moments of a parameter begin with its first gradient."""
     rng = np.random.default_rng(5)
