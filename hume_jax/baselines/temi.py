@@ -12,11 +12,12 @@ biases are those of the authors' command for CIFAR-10 (github.com/HHU-MMBS/TEMI-
 c6a81a6). Rows of unit norm are scaled to a mean square of 1 a column, as long as the features that
 the rates were chosen for. There 100 passes of 50,000 rows are 4,900 steps; smaller sets see fewer
 in a pass, so batch and rate are those of lowest loss after 60 passes over Imagenette's 9,469 rows,
-which takes no label (`experiments/baseline_settings.py`, docs/RESULTS.md). The weight of
-a pair is averaged there over the heads that are trained together, and `together` does so; without
-it a head has its own, as theirs has where there is one, and does not depend on what runs beside it.
-They train many heads and keep the one of lowest loss, which `score` names. A head whose labels rest
-(fewer than 0.1 % of the rows change in each of `patience` passes) stops there.
+which takes no label (`experiments/baseline_settings.py`, docs/RESULTS.md); the rate rises over 5 of
+these, 20 there. The weight of a pair is averaged there over the heads that are trained together,
+and `together` does so; without it a head has its own, as theirs has where there is one, and does
+not depend on what runs beside it. They train many heads and keep the one of lowest loss, which
+`score` names. A head whose labels rest (fewer than 0.1 % of the rows change in each of `patience`
+passes) stops there.
 """
 
 from typing import NamedTuple
