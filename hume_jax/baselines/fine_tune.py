@@ -62,9 +62,9 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
     head = heads.mlp(keys, dim, settings.hidden, settings.n_classes)
     held_out = jax.vmap(lambda key: held_out_rows(key, n))(keys)
     trained = heads.Trained(head, _optimiser(settings).init(head))
-    none = jnp.full(len(tasks), -1.0)
+    accuracy, loss = jnp.full(len(tasks), -1.0), jnp.full(len(tasks), jnp.inf)
     copy = jax.tree.map(jnp.copy, head)
-    return State(tasks, trained, copy, none, held_out, -none, jnp.zeros((), jnp.int32))
+    return State(tasks, trained, copy, accuracy, held_out, loss, jnp.zeros((), jnp.int32))
 
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
