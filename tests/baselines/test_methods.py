@@ -125,11 +125,13 @@ def test_more_classes_than_clusters_of_which_one_dominates(name: str, count: int
     labels, scores = run(name, data_of(name, spaces, true), (0, 1, 2), n_classes=K + 2)
     assert np.isfinite(scores).all()
     best = labels[np.argmin(scores)]
-    large = np.array([np.mean(true[best == c] == 0) for c in np.unique(best)])
-    # The large cluster is cut, and hardly a row of another is put with a part of it. (Under a
-    # uniform prior the small ones may be joined.)
-    assert np.sum(large > 0.9) > 1
-    assert np.all((large > 0.9) | (large < 0.1))
+    found = np.unique(best)
+    large = np.array([np.sum(true[best == c] == 0) for c in found])
+    small = np.array([np.sum(true[best == c] != 0) for c in found])
+    # The large cluster is cut, and few rows of the others are put with a part of it. (Under a
+    # uniform prior the small ones may be joined; together they are a sixth.)
+    assert np.sum(large > small) > 1
+    assert np.sum(np.minimum(large, small)) < 0.1 * N
 
 
 def test_turtle_finds_in_a_second_space_what_the_first_does_not_show() -> None:
