@@ -93,6 +93,10 @@ _CHANGES: Settings = [
     {"search.entropy_weight": 5.0},
 ]
 
+# Of a factor, and once more at full size.
+_ONE_STEP: dict[str, Any] = {"inner.adjoint": "first_order", "inner.steps": 1}
+_LONGER: dict[str, Any] = {"search.steps": 160, "search.anneal_steps": (96, 128)}
+
 
 FACTORS: dict[str, Settings] = {
     "default": [{}],
@@ -112,7 +116,7 @@ FACTORS: dict[str, Settings] = {
     ],
     "adjoint": [
         {"inner.adjoint": "first_order"},
-        {"inner.adjoint": "first_order", "inner.steps": 1},
+        _ONE_STEP,
         {"inner.adjoint": "unrolled", "inner.solver": "nesterov", "inner.steps": 15},
         {"inner.adjoint": "implicit", "inner.solver": "nesterov", "inner.steps": 15},
     ],
@@ -143,13 +147,13 @@ FACTORS: dict[str, Settings] = {
     "classes": _grid("n_classes", 8, 12, 20),
     "steps": [
         {"search.steps": 40, "search.anneal_steps": (24, 32)},
-        {"search.steps": 160, "search.anneal_steps": (96, 128)},
+        _LONGER,
     ],
     # What was chosen here and has no run at full size in docs/RESULTS.md, for `full`.
     "decisive": [
         {"search.learning_rate": 0.03},
-        {"inner.adjoint": "first_order", "inner.steps": 1},
-        {"search.steps": 160, "search.anneal_steps": (96, 128)},
+        _ONE_STEP,
+        _LONGER,
     ],
 }
 

@@ -25,8 +25,7 @@ def neighbours(
       done: called with the number of rows of each block, once it is looked up.
 
     Returns:
-      (n, k) int32, the nearest first, never the row itself. Of equal cosines any may come first,
-      and the same every time.
+      (n, k) int32, the nearest first, never the row itself; the lower number first where equal.
 
     Raises:
       UserError: faiss is not installed.
@@ -38,7 +37,8 @@ def neighbours(
     index.add(x)
     found = np.empty((n, count), np.int32)
     for start in range(0, n, _QUERIES):
-        near = index.search(x[start : start + _QUERIES], count + 1)[1]
+        cosines, near = index.search(x[start : start + _QUERIES], count + 1)
+        near = np.take_along_axis(near, np.lexsort((near, -cosines)), axis=1)
         found[start : start + len(near)] = _others(near, start)
         done(len(near))
     return found

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.test_util import check_grads
+from oracles import softmax
 
 from hume_jax.baselines import fine_tune, heads, scan, self_classifier, spice, temi, turtle, twist
 from hume_jax.baselines.method import Data
@@ -15,11 +16,6 @@ from hume_jax.baselines.method import Data
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 S, N, K = 2, 6, 3
-
-
-def softmax(z: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(z - z.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def logits(seed: int = 0) -> np.ndarray:

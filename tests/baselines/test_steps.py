@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import softmax
 
 from hume_jax.baselines import heads, scan, self_classifier, spice, twist
 from hume_jax.baselines.method import Data
@@ -11,11 +12,6 @@ from hume_jax.baselines.method import Data
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 S, N, D, K = 2, 8, 5, 3
-
-
-def softmax(z: np.ndarray, axis: int = -1) -> np.ndarray:
-    e = np.exp(z - z.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def rows(seed: int) -> np.ndarray:

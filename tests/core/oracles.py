@@ -85,6 +85,12 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
 # --------------------------------------------------------------------------- the mathematics
 
 
+def softmax(z: np.ndarray, axis: int = -1) -> np.ndarray:
+    """In NumPy."""
+    e = np.exp(z - z.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
 def sparsemax(z: Array) -> Array:
     """Rows of ``z`` projected on the simplex, by sorting; differentiable by construction."""
     falling = -jnp.sort(-z, axis=1)
