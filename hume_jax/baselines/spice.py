@@ -1,10 +1,19 @@
 """SPICE: a head is taught the labels of prototypes, then those that neighbours confirm.
 
 Niu, Shan & Wang, *SPICE: Semantic Pseudo-Labeling for Image Clustering*, IEEE TIP 2022. In turns
-(section III-B), the rows that a head is surest of make a prototype of each class in the
-representation, the rows nearest to each prototype get its label, and the head is taught these. The
-rows whose neighbours have their label are reliable (section III-C); a head is then trained on
-reliable labels, and on its own sure labels of the other rows (section III-D, FixMatch).
+(section III-B), the rows that a head is surest of make a prototype of each class k in the
+representation, the n / K rows X_k nearest to it get its label, and the head, p(x), is taught these
+by a cross-entropy of the softmax of its probabilities:
+
+    g_k = mean of x over the share of n / K rows of largest p_k(x)
+    L1 = -mean over k and x in X_k of log softmax(p(x))_k
+
+The rows whose neighbours N(x) have their label l(x) are reliable, r(x) (section III-C); a head is
+then trained on reliable labels, and on its own labels of the other rows where it is sure of them,
+s(x) (section III-D, as FixMatch does), in another view x' of the row:
+
+    r(x): mean over z in N(x) of [l(z) = l(x)] >= 0.95      s(x): max_k p_k(x) > 0.95
+    L2 = -mean of [r(x)] log p(x')_l(x) + [not r(x) and s(x)] log p(x')_argmax p(x)
 
 Kept: prototypes of the surest half of n / K rows, n / K rows nearest to each, balanced and
 overlapping as there; a head of one hidden layer whose cross-entropy is taken of its softmax's
