@@ -11,13 +11,13 @@ weight normalisation that rests for the first pass, temperatures, momenta and Ad
 biases are those of the authors' command for CIFAR-10 (github.com/HHU-MMBS/TEMI-official-BMVC2023,
 c6a81a6). Rows of unit norm are scaled to a mean square of 1 a column, as long as the features that
 the rates were chosen for. There 100 passes of 50,000 rows are 4,900 steps; smaller sets see fewer
-in a pass, so the batch is the one of lowest loss after 60 passes over Imagenette's 9,469 rows, which
-takes no label, and the rate one of those where that loss is level (0.001 to 0.03;
-`experiments/baseline_settings.py`, docs/RESULTS.md); it rises over 5 passes, 20 there. The weight of a pair is averaged there over the heads that are trained together,
-and `together` does so; without it a head has its own, as theirs has where there is one, and does
-not depend on what runs beside it. They train many heads and keep the one of lowest loss, which
-`score` names. A head whose labels rest (fewer than 0.1 % of the rows change in each of `patience`
-passes) stops there.
+in a pass, so the batch is the one of lowest loss after 60 passes over Imagenette's 9,469 rows,
+which takes no label, and the rate one of those where that loss is level (0.001 to 0.03;
+`experiments/baseline_settings.py`, docs/RESULTS.md); it rises over 5 passes, 20 there. The weight
+of a pair is averaged there over the heads that are trained together, and `together` does so;
+without it a head has its own, as theirs has where there is one, and does not depend on what runs
+beside it. They train many heads and keep the one of lowest loss, which `score` names. A head whose
+labels rest (fewer than 0.1 % of the rows change in each of `patience` passes) stops there.
 """
 
 from typing import NamedTuple
