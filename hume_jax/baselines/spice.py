@@ -27,7 +27,7 @@ batch of its last turn. Theirs takes 100 passes over the rows for its turns; her
 at most, whose loss more of them do not lower on Imagenette's train rows, and they end when labels
 rest (fewer than 0.1 % of the rows change in each of `patience` turns). That loss does not see the
 last stage: its passes and rate are those at which starts agree most there, which takes no label
-either (`experiments/baseline_settings.py`, docs/RESULTS.md).
+either (`experiments/baseline_settings.py`, docs/RESULTS.md, with another rate for 150 classes).
 """
 
 from typing import NamedTuple
