@@ -143,6 +143,12 @@ FACTORS: dict[str, Settings] = {
     "entropy": _grid("search.entropy_weight", 1.0, 3.0, 10.0, 30.0),
     "penalty": _grid("inner.penalty", 1e-3, 1e-5),
     "subsets": _grid("search.subsets_per_step", 2, 4),
+    # Two folds, then five of a fifth each.
+    "splits": [
+        {"search.splits": "folds"},
+        {"search.train_fraction": 0.8},
+        {"search.splits": "folds", "search.train_fraction": 0.8},
+    ],
     "subset_size": _grid("search.subset_size", 1000, 2500, 9000),
     "classes": _grid("n_classes", 8, 12, 20),
     "steps": [

@@ -83,6 +83,7 @@ class Run(NamedTuple):
 
     config: config_dict.ConfigDict
     dataset: store.Dataset  # its train rows are the searched ones
+    model: labelling.Model  # with all tasks
     train: np.ndarray  # (S, n) int32 labels of the searched rows
     test: np.ndarray | None  # (S, m) int32
     scores: dict[str, np.ndarray]  # (S,) each, as `hume_jax.pipeline` has them
@@ -135,7 +136,7 @@ def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
     prior = planning.class_prior(config)
     scores["agreement"] = aggregate.mean_agreement(agreement)
     scores["collapsed"] = aggregate.collapsed(train, config.n_classes, prior)
-    return Run(config, dataset, train, test, scores, agreement)
+    return Run(config, dataset, model, train, test, scores, agreement)
 
 
 def chosen(run: Run, who: Voters) -> np.ndarray:
@@ -197,7 +198,7 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
                 "agreement": pairs[np.triu_indices(len(runs), 1)].tolist(),
                 "heldout_ce": [float(score["heldout_ce"][i]) for score in scores],
                 **{
-                    f"{split}_acc": _accuracies(runs, [each[j] for each in own], j)
+                    f"{split}_acc": accuracies(runs, [each[j] for each in own], j)
                     for j, split in enumerate(store.Dataset._fields)
                 },
             }
@@ -205,7 +206,7 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
     return found
 
 
-def _accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
+def accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
     """ACC of each run, of those that were given labels."""
     return [
         metrics.clustering_accuracy(labels, rows.labels)

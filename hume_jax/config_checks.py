@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "images.broken": ("fail", "skip"),
     "encode.dtype": ("float16", "float32"),
     "search.spaces": ("given", "both", "first", "second"),
+    "search.splits": ("random", "folds"),
     "search.rows": ("auto", "memory", "disk"),
     "inner.adjoint": ("implicit", "unrolled", "first_order"),
     "inner.solver": ("newton", "nesterov", "gradient"),

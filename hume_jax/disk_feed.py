@@ -255,12 +255,12 @@ class _Draw:
     def __init__(self, n: int, shards: int, settings: search.Search, seed: int) -> None:
         self._counts, self._shards = subsets.shard_counts(n, shards), shards
         self._seed = np.uint32(seed)
-        size, depth = settings.train_rows + settings.test_rows, -(-n // shards)
+        depth = -(-n // shards)
 
         def draw(
             seed: jax.Array, step: jax.Array, index: jax.Array, counts: jax.Array
         ) -> jax.Array:
-            return subsets.draw(search.split_key(seed, step, index), counts, depth, size)
+            return search.split_rows(seed, step, index, counts, depth, settings)
 
         self._program = jax.jit(draw)
         try:

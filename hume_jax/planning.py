@@ -192,6 +192,7 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
         train_rows=train,
         test_rows=test,
         subsets_per_step=config.search.subsets_per_step,
+        splits=config.search.splits,
         entropy_weight=config.search.entropy_weight,
         temperature=config.encoder.temperature,
         learning_rate=config.search.learning_rate,

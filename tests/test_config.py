@@ -150,6 +150,7 @@ def test_the_papers_presets():
     assert config.search.to_dict() == {
         "steps": 1000,
         "subset_size": 10000,
+        "splits": "random",
         "train_fraction": 0.9,
         "subsets_per_step": 20,
         "learning_rate": 1e-3,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from hume_jax import feeds, parallel
+from hume_jax import disk_feed, feeds, parallel
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.disk_feed import DiskRows, FromDisk
@@ -177,6 +177,19 @@ def test_the_same_steps_as_in_memory_with_other_settings(data, rows, start, subs
     settings = SETTINGS._replace(start=start, subsets_per_step=subsets, inner=inner)
     with from_disk(rows, settings, mesh_of(1, 1)) as feed:
         assert_close(searched(feed), searched(from_memory(data, settings)))
+
+
+@pytest.mark.parametrize("splits", ["random", "folds"])
+def test_a_split_has_the_rows_that_it_has_in_memory(splits):
+    settings = SETTINGS._replace(splits=splits, subsets_per_step=2)
+    numbers = np.arange(N, dtype=np.float32)[:, None]
+    held = search.make_data(numbers, [(numbers, np.zeros(1, np.float32))], V)
+    drawn = disk_feed._Draw(N, V, settings, seed=3)
+    for step, index in ((0, 0), (0, 1), (5, 0)):
+        subset = search.draw(3, step, index, held, settings)
+        rows = drawn(step, index)
+        for part, found in ((rows[:, :30], subset.phi1_train), (rows[:, 30:], subset.phi1_test)):
+            np.testing.assert_array_equal(part.reshape(-1), found[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,9 @@ def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
 def test_a_subset_larger_than_the_data_is_clamped():
     config = config_lib.resolve(config_lib.load("configs/testing.py"))
     config.search.subset_size = 1000
+    config.search.splits = "folds"
     plan = planning.make_plan(config, ROWS, COLUMNS, (COLUMNS + 1,))
+    assert plan.settings.splits == "folds"
     (line,) = planning.clamped(config, ROWS, plan.shape)
     assert line.endswith("is 1000, there are 401 rows: a subset takes 400 of them")
     shards = planning.shard_count(config, ROWS)

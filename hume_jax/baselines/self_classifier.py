@@ -23,7 +23,7 @@ from hume_jax.baselines.method import Data, Info, step_key, task_keys
 
 
 class Settings(NamedTuple):
-    """Temperatures and passes are the authors'. Static under jit."""
+    """Temperatures are the authors', passes those of their ablations. Static under jit."""
 
     n_classes: int
     row_temperature: float = 0.1  # of the prediction

@@ -34,6 +34,7 @@ class Search(NamedTuple):
     train_rows: int  # rows of each split the inner model is fitted on, in each shard
     test_rows: int  # rows of each split it is judged on, in each shard
     subsets_per_step: int = 1
+    splits: str = "random"  # 'random' | 'folds', see `split_rows`
     entropy_weight: float = 10.0  # eta of Eq. 7
     temperature: float = 0.1  # T of Eq. 3 at the start
     learning_rate: float = 0.03  # Adam's, at the start
@@ -94,7 +95,7 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Search) -> State
     state = blank(seed, tasks, data.phi1.shape[-1], widths, settings, data.phi1.dtype)
     if begins_from_rows(settings):
         settings = first_settings(settings)
-        state = begin(state, seed, draw(split_key(seed, 0, 0), data, settings), settings)
+        state = begin(state, seed, draw(seed, 0, 0, data, settings), settings)
     return state
 
 
@@ -220,10 +221,46 @@ def split_key(seed: Array | int, step: Array | int, index: Array | int) -> Array
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), index)
 
 
-def draw(key: Array, data: Data, settings: Search) -> Subset:
-    """A random split: from every virtual shard the same number of train and of test rows."""
+def split_rows(
+    seed: Array | int,
+    step: Array | int,
+    index: Array | int,
+    counts: Array,
+    depth: int,
+    settings: Search,
+) -> Array:
+    """Which rows a split has: those that the inner model is fitted on, then those to judge it on.
+
+    With `splits='random'` each split draws rows of its own. With 'folds' it is K-fold: of the
+    splits of the run, counted over its steps, as many in a row as there are folds share their rows,
+    and each fold is judged on in one of them. There are as many folds as test rows fit into a
+    subset; what is left over is fitted on alone.
+
+    Args:
+      seed: of the run.
+      step: of the search.
+      index: number of the split within the step.
+      counts: ``(V,)`` rows present in each virtual shard.
+      depth: rows of a shard, padding included.
+      settings: of the search.
+
+    Returns:
+      ``(V, train_rows + test_rows)`` int32 row numbers within each shard.
+    """
     size = settings.train_rows + settings.test_rows
-    rows = subsets.draw(key, data.counts, data.phi1.shape[1], size)
+    if settings.splits == "random":
+        return subsets.draw(split_key(seed, step, index), counts, depth, size)
+    folds = size // settings.test_rows
+    number = jnp.asarray(step) * settings.subsets_per_step + index
+    rows = subsets.draw(split_key(seed, number // folds, 0), counts, depth, size)
+    return jnp.roll(rows, -(number % folds) * settings.test_rows, axis=1)
+
+
+def draw(
+    seed: Array | int, step: Array | int, index: Array | int, data: Data, settings: Search
+) -> Subset:
+    """A random split: from every virtual shard the same number of train and of test rows."""
+    rows = split_rows(seed, step, index, data.counts, data.phi1.shape[1], settings)
     return subsets.take(data, rows, settings.train_rows, settings.inner)
 
 
@@ -244,7 +281,7 @@ def step(
     """
 
     def one_subset(learned: Learned, index: Array) -> tuple[Learned, None]:
-        subset = draw(split_key(seed, state.step, index), data, settings)
+        subset = draw(seed, state.step, index, data, settings)
         return learn(state, learned, seed, index, subset, log_prior, settings), None
 
     learned = nothing(state)
@@ -345,8 +382,8 @@ def split(
     Returns:
       The split, and ``(S, K, r)`` starts in each second space.
     """
-    key = split_key(seed, state.step, index)
-    return draw(key, data, settings), inner_starts(state, key, settings)
+    starts = inner_starts(state, split_key(seed, state.step, index), settings)
+    return draw(seed, state.step, index, data, settings), starts
 
 
 def inner_starts(state: State, key: Array, settings: Search) -> tuple[Array, ...]:

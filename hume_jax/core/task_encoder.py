@@ -45,15 +45,39 @@ def init_from_rows(key: Array, phi1: Array, n_classes: int, lloyd_steps: int = 0
     rows_key, noise_key = jax.random.split(key)
     drawn = _unit(phi1[spread_rows(rows_key, phi1, n_classes)])
     drawn = jax.lax.fori_loop(0, lloyd_steps, lambda _, centres: _lloyd(centres, phi1), drawn)
-    noise = init(noise_key, phi1.shape[1], n_classes, phi1.dtype)
-    return orthonormalise(drawn.T + _NOISE * noise)
+    return _near(noise_key, drawn)
+
+
+def init_from_labels(key: Array, phi1: Array, labels: Array, n_classes: int) -> Array:
+    """A task encoder that begins at the clusters of a labelling, as `init_from_rows` at its own.
+
+    Args:
+      key: PRNG key.
+      phi1: ``(n, d1)`` rows of the first representation.
+      labels: ``(n,)`` int32. A class without rows begins at random.
+      n_classes: number of classes K, at most d1.
+
+    Returns:
+      ``(d1, K)`` matrix with orthonormal columns.
+    """
+    return _near(key, _unit(_totals(phi1, labels, n_classes)))
+
+
+def _near(key: Array, centres: Array) -> Array:
+    """``(d1, K)`` orthonormal matrix near ``(K, d1)`` centres of unit norm."""
+    noise = init(key, centres.shape[1], len(centres), centres.dtype)
+    return orthonormalise(centres.T + _NOISE * noise)
 
 
 def _lloyd(centres: Array, x: Array) -> Array:
     """``(K, d)`` centres after a step of spherical k-means; one without rows stays where it is."""
-    own = jax.nn.one_hot(jnp.argmax(x @ centres.T, axis=1), len(centres), dtype=x.dtype)
-    total = own.T @ x
+    total = _totals(x, jnp.argmax(x @ centres.T, axis=1), len(centres))
     return jnp.where(jnp.any(total != 0, axis=1, keepdims=True), _unit(total), centres)
+
+
+def _totals(x: Array, labels: Array, n_classes: int) -> Array:
+    """``(K, d)`` sums of the rows of each class."""
+    return jax.nn.one_hot(labels, n_classes, dtype=x.dtype).T @ x
 
 
 def _unit(rows: Array) -> Array:

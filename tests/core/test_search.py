@@ -51,8 +51,8 @@ def split(state, seed, index, data, settings):
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def draw(key, data, settings):
-    return search.draw(key, data, settings)
+def draw(seed, data, settings, step=0, index=0):
+    return search.draw(seed, step, index, data, settings)
 
 
 def arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +149,7 @@ def test_a_split_takes_the_same_number_of_rows_from_each_shard_and_no_padding():
     data, drawn = numbered(), []
     for seed in range(20):
         # 44 + 6 rows: all that the last shard has.
-        subset = draw(jax.random.key(seed), data, SETTINGS._replace(train_rows=44))
+        subset = draw(seed, data, SETTINGS._replace(train_rows=44))
         train, test = (np.asarray(rows)[:, 0] for rows in (subset.phi1_train, subset.phi1_test))
         np.testing.assert_array_equal(subset.spaces[0].train[:, 0], train)
         np.testing.assert_array_equal(subset.spaces[0].test[:, 0], test)
@@ -164,13 +164,35 @@ def test_a_split_takes_the_same_number_of_rows_from_each_shard_and_no_padding():
 
 def test_a_split_depends_on_the_key_and_on_a_shard_for_its_own_rows_only():
     settings = SETTINGS._replace(train_rows=44)
-    first, again, other = (draw(jax.random.key(seed), numbered(), settings) for seed in (0, 0, 1))
+    first, again, other = (draw(seed, numbered(), settings) for seed in (0, 0, 1))
     assert equal(first, again)
     assert not np.array_equal(np.sort(first.phi1_test[:, 0]), np.sort(other.phi1_test[:, 0]))
     # As on the first of two hosts that hold half the shards each.
-    half = draw(jax.random.key(0), numbered(2), settings)
+    half = draw(0, numbered(2), settings)
     np.testing.assert_array_equal(half.phi1_train, first.phi1_train[: 2 * 44])
     np.testing.assert_array_equal(half.phi1_test, first.phi1_test[: 2 * 6])
+
+
+@pytest.mark.parametrize("subsets", [1, 2])
+def test_folds_of_a_subset_are_judged_on_one_after_the_other(subsets):
+    """Of 20 rows of a shard, 3 folds of 6, and 2 rows that are always fitted on."""
+    settings = SETTINGS._replace(splits="folds", train_rows=14, subsets_per_step=subsets)
+    splits = [
+        draw(0, numbered(), settings, step, index) for step in range(6) for index in range(subsets)
+    ]
+    rows = [
+        [np.asarray(part)[:, 0].astype(int) for part in (split.phi1_train, split.phi1_test)]
+        for split in splits
+    ]
+    every = [frozenset(np.concatenate(parts).tolist()) for parts in rows]
+    assert {len(each) for each in every} == {V * 20}
+    for first in range(0, len(rows), 3):
+        assert len(set(every[first : first + 3])) == 1
+        judged = np.concatenate([test for _, test in rows[first : first + 3]])
+        assert len(np.unique(judged)) == 3 * V * 6
+        np.testing.assert_array_equal(np.bincount(judged % V), 18)
+    # Other rows for the next folds.
+    assert len(set(every)) == len(rows) // 3
 
 
 # ---- starts

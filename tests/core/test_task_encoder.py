@@ -144,6 +144,16 @@ def test_encoders_begin_at_rows_that_are_equal_or_zero(lloyd_steps):
     np.testing.assert_allclose(theta.T @ theta, np.eye(4), atol=1e-4)
 
 
+def test_an_encoder_begins_at_a_labelling(rng):
+    labels = np.arange(300) % 5
+    rows = np.linalg.qr(rng.normal(size=(12, 5)))[0].T[labels] + 0.1 * rng.normal(size=(300, 12))
+    rows = jnp.asarray(rows, jnp.float32)
+    # One class of six has no row; the encoder has a column for it.
+    theta = task_encoder.init_from_labels(jax.random.key(0), rows, jnp.asarray(labels), 6)
+    np.testing.assert_allclose(theta.T @ theta, np.eye(6), atol=1e-5)
+    np.testing.assert_array_equal(task_encoder.predict(theta, rows), labels)
+
+
 def test_clusters_are_those_of_spherical_kmeans(rng, monkeypatch):
     """Against a loop in NumPy from the same rows."""
     rows = rng.normal(size=(80, 12)).astype(np.float32)
