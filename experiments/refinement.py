@@ -12,7 +12,7 @@ over the runs). The agreement of two seeds, the objective and the held-out cross
 model on the labels need no label. Where the run was given labels, ACC stands beside them, of its
 train rows and of its test rows; `--blind` leaves them unopened.
 
-Writes OUT/table.md and table.csv.
+Writes OUT/table.md, table.csv and the picture table.png.
 """
 
 import argparse
@@ -129,8 +129,8 @@ def results_of(run: votes.Run) -> dict[str, Labels]:
     return found
 
 
-def measure(runs: Sequence[votes.Run]) -> list[list[str]]:
-    """Rows of the table.
+def measure(runs: Sequence[votes.Run]) -> list[dict[str, Any]]:
+    """Scores of the vote and of what became of it, a value a run.
 
     Args:
       runs: of one dataset, with equally many tasks.
@@ -145,33 +145,40 @@ def measure(runs: Sequence[votes.Run]) -> list[list[str]]:
         )
         for run, own in zip(runs, found, strict=True)
     ]
-    return [_line(i, name, runs, found, scores) for i, name in enumerate(found[0])]
+    vote, *_ = found[0]
+    measured = []
+    for i, name in enumerate(found[0]):
+        own = [of_run[name] for of_run in found]
+        train = [labels for labels, _ in own]
+        pairs = aggregate.agreement_matrix(np.stack(train), runs[0].config.n_classes)
+        measured.append(
+            {
+                "name": name,
+                "agreement": pairs[np.triu_indices(len(runs), 1)].tolist(),
+                "objective": [float(score["objective"][i]) for score in scores],
+                "heldout_ce": [float(score["heldout_ce"][i]) for score in scores],
+                "train_acc": votes.accuracies(runs, train, 0),
+                "test_acc": votes.accuracies(runs, [labels for _, labels in own], 1),
+                "same": [
+                    metrics.clustering_accuracy(labels, of_run[vote][0])
+                    for labels, of_run in zip(train, found, strict=True)
+                ],
+            }
+        )
+    return measured
 
 
-def _line(
-    i: int,
-    name: str,
-    runs: Sequence[votes.Run],
-    found: Sequence[Mapping[str, Labels]],
-    scores: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    k = runs[0].config.n_classes
-    own = [of_run[name] for of_run in found]
-    pairs = aggregate.agreement_matrix(np.stack([train for train, _ in own]), k)
-    same = [
-        metrics.clustering_accuracy(labels, next(iter(of_run.values()))[0])
-        for (labels, _), of_run in zip(own, found, strict=True)
+def line(found: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    return [found["name"], *(figures.spread(found[name], 4) for name in list(found)[1:])]
+
+
+def draw(path: pathlib.Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the held-out cross-entropy of each labelling, a dot a run and a bar for their mean."""
+    lines = [
+        (each["name"], each["heldout_ce"], float(np.mean(each["heldout_ce"]))) for each in found
     ]
-    return [
-        name,
-        figures.spread(pairs[np.triu_indices(len(runs), 1)].tolist(), 4),
-        *(
-            figures.spread([float(score[value][i]) for score in scores], 4)
-            for value in ("objective", "heldout_ce")
-        ),
-        *(figures.spread(votes.accuracies(runs, [each[j] for each in own], j), 4) for j in (0, 1)),
-        figures.spread(same, 4),
-    ]
+    figures.draw_methods(path, lines, "held-out cross-entropy of a linear model, nats")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -181,9 +188,10 @@ def main(arguments: Sequence[str]) -> None:
     runs = [votes.read_run(folder, blind=options.blind) for folder in folders]
     if len({run.train.shape for run in runs}) > 1:
         raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
-    rows = measure(runs)
+    found = measure(runs)
     options.out.mkdir(parents=True, exist_ok=True)
-    print(figures.write_table(options.out, HEAD, rows))
+    draw(options.out / "table.png", found)
+    print(figures.write_table(options.out, HEAD, [line(each) for each in found]))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def test_the_table(workdir, tmp_path, capsys):
     assert float(vote[1]) == pytest.approx(agreed, abs=1e-4)
     accuracy = [figures.read_json(f / "results.json")["ensemble"]["test"]["acc"] for f in folders]
     assert float(vote[5].split()[0]) == pytest.approx(np.mean(accuracy), abs=1e-4)
+    assert (tmp_path / "table.png").stat().st_size > 1000
     # A search from the vote stays near it.
     assert all(float(row[6].split()[0]) > 0.9 for row in again)
 
