@@ -86,6 +86,7 @@ def test_the_table(workdir, tmp_path, capsys):
     assert all(float(row[6].split()[0]) > 0.9 for row in again)
 
 
+@pytest.mark.slow
 def test_labels_may_stay_unopened(workdir, tmp_path):
     refinement.main([str(workdir / "seed_0"), "--blind", f"--out={tmp_path}"])
     for line in (tmp_path / "table.csv").read_text().splitlines()[1:]:
