@@ -78,6 +78,10 @@ VOTERS = (
 HEAD = ("tasks that vote", "vote", "agreement of the votes", "held-out CE", "train ACC", "test ACC")
 
 
+# Of the train rows, and of the test rows where there are some.
+Labels = tuple[np.ndarray, np.ndarray | None]
+
+
 class Run(NamedTuple):
     """The tasks of one seed."""
 
@@ -90,13 +94,26 @@ class Run(NamedTuple):
     agreement: np.ndarray  # (S, S)
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parse_arguments(arguments: Sequence[str], doc: str | None = __doc__) -> argparse.Namespace:
+    """The command line of a script that takes finished runs; ``doc`` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
     parser.add_argument("--blind", action="store_true", help="leave labels unopened: no ACC")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
     return parser.parse_args(arguments)
+
+
+def read_runs(options: argparse.Namespace) -> list[Run]:
+    """The tasks of the runs that a command line names, a run a seed.
+
+    Raises:
+      UserError: one of them will not do, see `read_run`, or they differ in their tasks or rows.
+    """
+    folders = [part for folder in options.runs for part in figures.seed_folders(folder)]
+    runs = [read_run(folder, blind=options.blind) for folder in folders]
+    if len({run.train.shape for run in runs}) > 1:
+        raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
+    return runs
 
 
 def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
@@ -125,18 +142,26 @@ def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
         model = labelling.from_arrays(dict(arrays))
     with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
         scores = dict(arrays)
-    train, test = (
-        None
-        if split is None
-        else labelling.encode(model.theta, split.phi1.arrays, model.statistics, model.kind)
-        for split in dataset
-    )
-    assert train is not None
+    train, test = encoded(dataset, model.theta, model)
     agreement = aggregate.agreement_matrix(train, config.n_classes)
     prior = planning.class_prior(config)
     scores["agreement"] = aggregate.mean_agreement(agreement)
     scores["collapsed"] = aggregate.collapsed(train, config.n_classes, prior)
     return Run(config, dataset, model, train, test, scores, agreement)
+
+
+def encoded(
+    dataset: store.Dataset, theta: np.ndarray, model: labelling.Model
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(S, n) and (S, m) labels of task encoders that read rows as those of a model do."""
+    train, test = (
+        None
+        if split is None
+        else labelling.encode(theta, split.phi1.arrays, model.statistics, model.kind)
+        for split in dataset
+    )
+    assert train is not None
+    return train, test
 
 
 def chosen(run: Run, who: Voters) -> np.ndarray:
@@ -153,7 +178,7 @@ def chosen(run: Run, who: Voters) -> np.ndarray:
     return scoring.voters(config, run.train, run.scores)
 
 
-def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
+def vote(run: Run, who: Voters) -> Labels:
     """(n,) and (m,) labels of the train and test rows by a vote."""
     k = run.config.n_classes
     voting = aggregate.ensemble(run.train, k, chosen(run, who), agreement=run.agreement)
@@ -171,14 +196,24 @@ def vote(run: Run, who: Voters) -> tuple[np.ndarray, np.ndarray | None]:
     return soft.vote.labels, soft_vote(test, soft.tables, soft.weights).labels
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
+def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Scores of each of `VOTERS` that the runs have tasks for, a value a run.
 
     Args:
       runs: of one dataset, with equally many tasks.
     """
     fitting = [who for who in VOTERS if who.first < len(runs[0].train)]
-    votes = [[vote(run, who) for who in fitting] for run in runs]
+    found = judged(runs, [[vote(run, who) for who in fitting] for run in runs])
+    return [{"who": who, **scores} for who, scores in zip(fitting, found, strict=True)]
+
+
+def judged(runs: Sequence[Run], labels: Sequence[Sequence[Labels]]) -> list[dict[str, list[float]]]:
+    """Scores of several labellings of each run, a value a run (of the agreement, a pair of runs).
+
+    Args:
+      runs: of one dataset.
+      labels: of each run, the same kinds of labellings in the same order.
+    """
     scores = [
         scoring.score_tasks(
             run.config,
@@ -186,19 +221,20 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
             np.stack([train for train, _ in of_run]),
             np.log(planning.class_prior(run.config)).astype(np.float32),
         )
-        for run, of_run in zip(runs, votes, strict=True)
+        for run, of_run in zip(runs, labels, strict=True)
     ]
     found = []
-    for i, who in enumerate(fitting):
-        own = [of_run[i] for of_run in votes]
+    for i, own in enumerate(zip(*labels, strict=True)):
         pairs = aggregate.agreement_matrix(np.stack([t for t, _ in own]), runs[0].config.n_classes)
         found.append(
             {
-                "who": who,
                 "agreement": pairs[np.triu_indices(len(runs), 1)].tolist(),
-                "heldout_ce": [float(score["heldout_ce"][i]) for score in scores],
                 **{
-                    f"{split}_acc": accuracies(runs, [each[j] for each in own], j)
+                    name: [float(score[name][i]) for score in scores]
+                    for name in ("objective", "heldout_ce")
+                },
+                **{
+                    f"{split}_acc": _accuracies(runs, [each[j] for each in own], j)
                     for j, split in enumerate(store.Dataset._fields)
                 },
             }
@@ -206,7 +242,7 @@ def measure(runs: Sequence[Run]) -> list[dict[str, list[float]]]:
     return found
 
 
-def accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
+def _accuracies(runs: Sequence[Run], votes: Sequence[np.ndarray | None], split: int) -> list[float]:
     """ACC of each run, of those that were given labels."""
     return [
         metrics.clustering_accuracy(labels, rows.labels)
@@ -228,27 +264,31 @@ def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
     ]
 
 
-def draw(path: pathlib.Path, found: Sequence[Mapping[str, Any]], n_tasks: int) -> None:
-    """Draws the held-out cross-entropy of each vote, a dot a run and a bar for their mean."""
+def draw(
+    path: pathlib.Path,
+    names: Sequence[str],
+    found: Sequence[Mapping[str, Any]],
+    on: str = "the vote",
+) -> None:
+    """Draws the held-out cross-entropy of each labelling, a dot a run and a bar for their mean."""
     lines = [
-        (f"{each['who'].name(n_tasks)}, {each['who'].how}", each["heldout_ce"], mean)
-        for each in found
-        for mean in [float(np.mean(each["heldout_ce"]))]
+        (name, each["heldout_ce"], float(np.mean(each["heldout_ce"])))
+        for name, each in zip(names, found, strict=True)
     ]
-    figures.draw_methods(path, lines, "held-out cross-entropy of a linear model on the vote, nats")
+    figures.draw_methods(
+        path, lines, "held-out cross-entropy of a linear model on the labels, nats"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the runs, takes the votes, prints and writes the table."""
     options = parse_arguments(arguments)
-    folders = [part for folder in options.runs for part in figures.seed_folders(folder)]
-    runs = [read_run(folder, blind=options.blind) for folder in folders]
-    if len({run.train.shape for run in runs}) > 1:
-        raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
+    runs = read_runs(options)
     n_tasks = len(runs[0].train)
     found = measure(runs)
     options.out.mkdir(parents=True, exist_ok=True)
-    draw(options.out / "table.png", found, n_tasks)
+    names = [f"{each['who'].name(n_tasks)}, {each['who'].how}" for each in found]
+    draw(options.out / "table.png", names, found)
     print(figures.write_table(options.out, HEAD, [line(each, n_tasks) for each in found]))
 
 
