@@ -33,6 +33,9 @@ venv: $(DEVELOPMENT)
 quickstart: $(RUNTIME)
 	$(BIN)/python -m hume_jax.main --config=configs/quickstart.py
 
+# XLA's older way to write code for a CPU compiles these many small programs in half the time; the
+# tests of `test-all` have what users have.
+test: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
 test: lint types
 	$(PYTEST) -m "not slow" --hypothesis-profile=fixed
 

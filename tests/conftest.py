@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator
 
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
 os.environ["MPLBACKEND"] = "Agg"
-# Before jax starts, and for the commands as well: XLA's older way to write code for a CPU compiles
-# these many small programs in half the time. Flags of your own are left as they are.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import jax
