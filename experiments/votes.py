@@ -264,12 +264,7 @@ def line(found: Mapping[str, Any], n_tasks: int) -> list[str]:
     ]
 
 
-def draw(
-    path: pathlib.Path,
-    names: Sequence[str],
-    found: Sequence[Mapping[str, Any]],
-    on: str = "the vote",
-) -> None:
+def draw(path: pathlib.Path, names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
     """Draws the held-out cross-entropy of each labelling, a dot a run and a bar for their mean."""
     lines = [
         (name, each["heldout_ce"], float(np.mean(each["heldout_ce"])))
