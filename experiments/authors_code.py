@@ -45,7 +45,7 @@ from jax import Array
 from hume_jax.baselines import running, turtle
 from hume_jax.baselines.heads import Linear
 from hume_jax.baselines.method import Data
-from hume_jax.baselines.methods import METHODS
+from hume_jax.baselines.methods import METHODS, neighbours_of
 from hume_jax.baselines.neighbours import neighbours
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
@@ -141,7 +141,8 @@ def _run_theirs(
 ) -> dict[str, np.ndarray]:
     """Runs the authors' code in PyTorch's Python, and reads what it found."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_arrays(pathlib.Path(folder), job, pair)
+        settings = baselines.settings_of(job.method, pair.n_classes, options.set)
+        _write_arrays(pathlib.Path(folder), job, pair, neighbours_of(settings))
         result = pathlib.Path(folder) / "found.npz"
         command = [
             options.torch_python, str(WORKER), job.method, f"--repository={checkout.resolve()}",
@@ -172,12 +173,12 @@ def _run_worker(
         return dict(found)
 
 
-def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair) -> None:
+def _write_arrays(folder: pathlib.Path, job: baselines.Job, pair: pairs.Pair, count: int) -> None:
+    """Writes what the worker reads: the rows and, if there are any, `count` neighbours of each."""
     for split in pairs.SPLITS:
         for i, rows in enumerate(pairs.choose(pair, split, job.spaces)):
             scale = np.float32(rows.shape[1] ** 0.5 if job.method in _SCALED else 1)
             np.save(folder / f"space{i}_{split}.npy", rows * scale)
-    count = METHODS[job.method].neighbours
     if count:
         near = neighbours(pairs.choose(pair, "train", job.spaces)[0], count)
         np.save(folder / "neighbours.npy", np.asarray(near))
@@ -333,7 +334,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     asked = jobs(options)
     pair = pairs.load(figures.load_config(options.config, options.fields))
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     others = [theirs(job, checkout, pair, options) for job, checkout in asked]
     own = list(baselines.results([job for job, _ in asked], options))
     found = [

@@ -39,6 +39,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--grid", nargs="+", required=True, metavar="METHOD.FIELD=VALUE,...", help="values to try"
     )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="METHOD.FIELD=VALUE", help="what the others are at"
+    )
     parser.add_argument("--spaces", choices=baselines.SPACES, default="phi1")
     parser.add_argument("--exchanged", action="store_true", help="exchange phi1 and phi2")
     parser.add_argument("--starts", type=int, default=5, help="random starts of each value")
@@ -46,6 +49,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     options.at_a_time = None
+    baselines.check(options.starts, options.set)
     return options
 
 
@@ -74,7 +78,7 @@ def tried(
       UserError: what is stored was made with other settings.
     """
     own = copy.copy(options)
-    own.set = [f"{job.method}.{setting}"]
+    own.set = [*options.set, f"{job.method}.{setting}"]
     return baselines.stored_or_made(
         options.out / f"{job.method}-{setting}.npz",
         baselines.made_with(job, own),
@@ -141,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     config = figures.load_config(options.config, options.fields)
     # Labels take no part, whatever the config names.
     pair = pairs.load(config, exchanged=options.exchanged)._replace(labels={})
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     rows = []
     for job, field, values in asked:
         arrays = [tried(job, f"{field}={value}", pair, options) for value in values]

@@ -33,7 +33,7 @@ import pairs
 
 from hume_jax.baselines import running
 from hume_jax.baselines.method import Data
-from hume_jax.baselines.methods import METHODS
+from hume_jax.baselines.methods import METHODS, neighbours_of
 from hume_jax.baselines.neighbours import neighbours
 from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus, soft_vote
@@ -133,9 +133,10 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
             settings = settings._replace(**{field: kind(int(value) if kind is bool else value)})
         except ValueError as error:
             raise UserError(f"--set {change}: {error}") from error
-        least = 1 if field.endswith("batch") or settings.length < 1 else 0
-        if getattr(settings, field) < least:
-            raise UserError(f"--set {change}: it must be at least {least}")
+        least = 1 if field.endswith(("batch", "neighbours")) or settings.length < 1 else 0
+        # Neither holds of nan.
+        if not least <= getattr(settings, field) < float("inf"):
+            raise UserError(f"--set {change}: it must be at least {least}, and finite")
     return settings
 
 
@@ -150,7 +151,8 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
     spaces = pairs.choose(pair, "train", job.spaces)
     began = time.perf_counter()
     # Of two spaces the one is the other view of a row.
-    near = _neighbours(spaces, entry.neighbours if len(spaces) == 1 else 0)
+    settings = settings_of(job.method, pair.n_classes, options.set)
+    near = _neighbours(spaces, neighbours_of(settings) if len(spaces) == 1 else 0)
     searched = time.perf_counter() - began
     true = None
     if entry.supervised:
@@ -277,7 +279,7 @@ def results(
             f"n_classes={pair.n_classes}, the train labels have {given} classes: leave out "
             f"{' and '.join(supervised)}, or set --config.n_classes={given}"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     for job in asked:
         arrays = stored_or_made(
             options.out / f"{job.name}.npz",

@@ -45,7 +45,7 @@ from hume_jax.report import results
 RESAMPLES = 2000
 _SECONDS = ("compile", "search", "score")
 # Fields of the config that tell kinds of runs apart.
-_PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
+PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
 HEAD = (
     "method", "spaces", "what", "test ACC", "test ARI", "test NMI", "ACC, first row minus this",
     "95 %", "seconds",
@@ -80,7 +80,7 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     if not config or not all((folder / "results.json").exists() for folder in folders):
         raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
     found = [figures.read_json(folder / "results.json") for folder in folders]
-    kept = {part: config[part] for part in _PARTS if part in config}
+    kept = {part: config[part] for part in PARTS if part in config}
     return Row(
         kept_labels.HUME,
         searched(config),
@@ -130,7 +130,8 @@ def _test_labels(path: pathlib.Path) -> np.ndarray:
     labels = results.read_labels(path, "test")
     if not len(labels):
         raise UserError(f"{path} has no test rows: the run was given none")
-    return labels
+    # -1: an image that could not be read, whose row is no part of the arrays.
+    return labels[labels >= 0]
 
 
 def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
@@ -277,18 +278,29 @@ def line(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def closed(found: Sequence[dict[str, Any]]) -> str:
-    """How much of the way from the best k-means row to the supervised probe the first row goes."""
-    floors = [f for f in found if "k-means" in f["method"]]
-    ceilings = [f for f in found if f["method"] == METHODS["probe"].title]
-    if not (floors and ceilings):
-        return ""
-    floor, ceiling = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
-    share = (np.mean(found[0]["acc"]) - floor) / (ceiling - floor)
-    return (
-        f"The first row closes {share:.1%} of the gap between the best k-means row ({floor:.4f}) "
-        f"and the best probe ({ceiling:.4f})."
-    )
+def closed(found: Sequence[dict[str, Any]], names: tuple[str, str]) -> list[str]:
+    """How much of the way from the best k-means row to the supervised probe the first row goes.
+
+    Args:
+      found: as `judge` gives it.
+      names: of the two spaces.
+
+    Returns:
+      A line for the rows of one space, and one for those of both joined, where there are any.
+    """
+    lines = []
+    for where, alone in (("one space", True), ("both spaces", False)):
+        rows = [f for f in found if (f["spaces"] in names) == alone]
+        floors = [f for f in rows if "k-means" in f["method"]]
+        ceilings = [f for f in rows if f["method"] == METHODS["probe"].title]
+        if floors and ceilings:
+            low, high = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
+            share = (np.mean(found[0]["acc"]) - low) / (high - low)
+            lines.append(
+                f"The first row closes {share:.1%} of the gap between the best k-means row of "
+                f"{where} ({low:.4f}) and the best probe there ({high:.4f})."
+            )
+    return lines
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -311,6 +323,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
+    figures.make_folder(options.out)
     config = figures.load_config(options.config, options.fields)
     pair = pairs.load(config)
     rows = [of_hume(workdir, config) for workdir in options.hume]
@@ -325,8 +338,8 @@ def main(arguments: Sequence[str]) -> None:
     if not rows:
         raise UserError("nothing to compare: give --hume, --baselines or --keep")
     found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)
-    share = closed(found)
-    figures.write_json(options.out / "table.json", {"rows": found, "closed": share})
+    shares = closed(found, pair.names)
+    figures.write_json(options.out / "table.json", {"rows": found, "closed": shares})
     figures.draw_methods(
         options.out / "table.png",
         [
@@ -338,7 +351,7 @@ def main(arguments: Sequence[str]) -> None:
     print(figures.write_table(options.out, HEAD, [line(entry) for entry in found]))
     short = [line(entry)[: HEAD.index("test NMI") + 1] for entry in summary(found)]
     figures.write_table(options.out, HEAD[: len(short[0])], short, "summary")
-    if share:
+    for share in shares:
         print(f"\n{share}")
 
 

@@ -161,6 +161,7 @@ def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Scores, prints and writes."""
     options = parse_arguments(arguments)
+    figures.make_folder(options.out)
     config = figures.load_config(options.config, options.fields)
     dataset = store.search_spaces(store.open_dataset(config.data), "both")
     if dataset.test is None or dataset.test.labels is None:

@@ -31,9 +31,14 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
       exchanged: whether phi1 and phi2 change places.
 
     Raises:
-      UserError: rows or labels are missing.
+      UserError: rows or labels are missing, or there are more classes than train rows.
     """
     splits, labels = open_splits(config)
+    if not 2 <= config.n_classes <= splits["train"].n:
+        raise UserError(
+            f"n_classes is {config.n_classes}: there must be at least 2 classes, and no more than "
+            f"the {splits['train'].n} train rows"
+        )
     fields = ("phi2", "phi1") if exchanged else ("phi1", "phi2")
     rows: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     for field in fields:

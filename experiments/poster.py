@@ -252,7 +252,7 @@ def _notes(cells: dict[str, Any], options: argparse.Namespace) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> None:
     """Runs, writes and prints the tables asked for."""
     options = parse_arguments(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     for name in options.tables:
         print(write(name, collect(name, options), options), end="\n\n")
 

@@ -10,8 +10,9 @@ hume_jax.main`, in a process of its own; flags of the config stand behind a lone
 
     python experiments/real_data.py --out=runs/imagenette32 -- --config.n_tasks=32
 
-Prints three Markdown tables: the ensemble's scores (mean ± standard deviation over seeds), k-means
-and the supervised probe in each space, seconds and peak memory. The same figures are in
+Prints three Markdown tables and writes them, with CSV files beside them: `OUT/scores.md`, the
+ensemble's scores (mean ± standard deviation over seeds), `OUT/baselines.md`, k-means and the
+supervised probe in each space, and `OUT/costs.md`, seconds and peak memory. The same figures are in
 `OUT/runs.json`, the runs themselves in `OUT/NAME/`. Started again with the same command, finished
 runs are taken from there and an interrupted one goes on; its seconds are then those of the last
 process alone, which the table says.
@@ -36,6 +37,7 @@ from hume_jax.errors import UserError
 SCORES = ("acc", "ari", "nmi")
 DIRECTIONS = ("joined", "forward", "reversed")
 SECONDS = ("total", "compile", "search", "score")
+Cells = tuple[list[str], list[list[str]]]  # head and rows of a table
 # Units of the peak that the system reports: bytes on macOS, KiB elsewhere.
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -172,7 +174,7 @@ def _scores(entry: dict[str, Any]) -> dict[str, float]:
     return {score: entry[score] for score in SCORES}
 
 
-def scores_table(runs: Sequence[dict[str, Any]]) -> str:
+def scores_table(runs: Sequence[dict[str, Any]]) -> Cells:
     """The ensemble and the single tasks, a row for each direction."""
     head = ["spaces", "seeds", "test ACC", "test ARI", "test NMI", "train ACC"]
     head += ["single tasks, train ACC", "ensemble's classes", "a task's", "collapsed tasks"]
@@ -192,10 +194,10 @@ def scores_table(runs: Sequence[dict[str, Any]]) -> str:
                 f"{sum(r['collapsed'] for r in group)} of {sum(len(u['tasks']) for u in used)}",
             ]
         )
-    return figures.table(head, rows)
+    return head, rows
 
 
-def baselines_table(runs: Sequence[dict[str, Any]]) -> str:
+def baselines_table(runs: Sequence[dict[str, Any]]) -> Cells:
     """k-means and the probe in each space, on the test rows, over the seeds."""
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for run in runs:
@@ -211,10 +213,10 @@ def baselines_table(runs: Sequence[dict[str, Any]]) -> str:
         + [figures.spread([entry[score] for entry in seeds.values()]) for score in SCORES]
         for (method, space), seeds in sorted(found.items())
     ]
-    return figures.table(["method", "space", "test ACC", "test ARI", "test NMI"], rows)
+    return ["method", "space", "test ACC", "test ARI", "test NMI"], rows
 
 
-def costs_table(runs: Sequence[dict[str, Any]]) -> str:
+def costs_table(runs: Sequence[dict[str, Any]]) -> Cells:
     """Seconds and memory, a row for each direction."""
     head = ["spaces", *(f"{name}, s" for name in SECONDS), "whole process, s", "peak, GiB"]
     rows = []
@@ -228,7 +230,7 @@ def costs_table(runs: Sequence[dict[str, Any]]) -> str:
                 f"{max(r['peak_bytes'] for r in group) / 2**30:.2f}",
             ]
         )
-    return figures.table(head, rows)
+    return head, rows
 
 
 def _by_direction(runs: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -243,15 +245,18 @@ def _mean(values: Sequence[int]) -> str:
     return f"{np.mean(values):.4g}"
 
 
-def report(runs: Sequence[dict[str, Any]]) -> str:
-    """All tables, and what they were measured on."""
+def report(runs: Sequence[dict[str, Any]], folder: pathlib.Path) -> str:
+    """All tables, which are written too, and what they were measured on."""
     tasks = sorted({len(run["classes_used"]["tasks"]) for run in runs})
     devices = sorted({run["device"] for run in runs})
     lines = [f"{' and '.join(map(str, tasks))} tasks a run, on {' and '.join(devices)}."]
-    tables = [scores_table(runs), costs_table(runs)]
+    tables = {"scores": scores_table}
     if any(run["baselines"] for run in runs):
-        tables.insert(1, baselines_table(runs))
-    return "\n\n".join([*lines, *tables])
+        tables["baselines"] = baselines_table
+    tables["costs"] = costs_table
+    for name, cells in tables.items():
+        lines.append(figures.write_table(folder, *cells(runs), name=name))
+    return "\n\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -267,7 +272,7 @@ def main(arguments: Sequence[str]) -> None:
             figures.write_json(path, done)
         elif done[run.name]["config_hash"] != run.config_hash:
             raise UserError(f"{path} has {run.name} of another config: give another --out")
-    print(report([done[run.name] for run in asked]))
+    print(report([done[run.name] for run in asked], options.out))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reads the runs, searches once more from each, prints and writes the table."""
     options = votes.parse_arguments(arguments, __doc__)
     found = measure(votes.read_runs(options))
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     votes.draw(options.out / "table.png", list(found), list(found.values()))
     rows = [line(name, scores) for name, scores in found.items()]
     print(figures.write_table(options.out, HEAD, rows))

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the arrays and says how many rows they have."""
     options = parse_arguments(arguments)
     config = figures.load_config(options.config, options.fields)
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     print(write(config, options))
 
 

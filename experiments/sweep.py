@@ -243,7 +243,6 @@ def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
       UserError: there is no sbatch here, or it refuses.
     """
     out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     commands, script = out / "commands.txt", out / "sweep.sbatch"
     lines = [f"{shlex.join(job.command)} >> {shlex.quote(str(job.log))} 2>&1" for job in waiting]
     _write(commands, "".join(f"{line}\n" for line in lines))
@@ -252,7 +251,7 @@ def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
         last=len(waiting) - 1,
         jobs=options.jobs,
         out=out,
-        options="".join(f"#SBATCH {word}\n" for word in shlex.split(options.sbatch)),
+        options="".join(f"#SBATCH {shlex.quote(word)}\n" for word in shlex.split(options.sbatch)),
         folder=shlex.quote(str(pathlib.Path.cwd())),
         commands=shlex.quote(str(commands)),
     )
@@ -377,6 +376,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.launch == "print":
         print("\n".join(shlex.join(job.command) for job in waiting))
         return 0
+    figures.make_folder(options.out)
     if options.launch == "slurm" and waiting:
         submit(waiting, options)
     elif options.launch == "local":

@@ -281,7 +281,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = read_runs(options)
     n_tasks = len(runs[0].train)
     found = measure(runs)
-    options.out.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(options.out)
     names = [f"{each['who'].name(n_tasks)}, {each['who'].how}" for each in found]
     draw(options.out / "table.png", names, found)
     print(figures.write_table(options.out, HEAD, [line(each, n_tasks) for each in found]))

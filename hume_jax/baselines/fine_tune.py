@@ -17,7 +17,7 @@ import optax
 from jax import Array
 
 from hume_jax.baselines import heads
-from hume_jax.baselines.method import Data, Info, step_key, task_keys
+from hume_jax.baselines.method import Data, Info, held_out_rows, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -100,11 +100,6 @@ def score(state: State, data: Data, settings: Settings) -> Array:
     """Less the accuracy on the held-out rows, ``(S,)``: lowest is best."""
     del data, settings
     return -state.accuracy
-
-
-def held_out_rows(key: Array, n: int) -> Array:
-    """A random tenth of n rows, ``(n,)`` bool."""
-    return jax.random.permutation(jax.random.fold_in(key, 2**31 - 2), n) < n // 10
 
 
 def _optimiser(settings: Settings) -> optax.GradientTransformation:

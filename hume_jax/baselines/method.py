@@ -58,3 +58,8 @@ def task_keys(seed: Array | int, tasks: Array) -> Array:
 def step_key(seed: Array | int, step: Array | int) -> Array:
     """The key of a step: of the run's seed and the step's number; no task has it."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), step)
+
+
+def held_out_rows(key: Array, n: int) -> Array:
+    """A random tenth of n rows, ``(n,)`` bool, on which a supervised method is chosen."""
+    return jax.random.permutation(jax.random.fold_in(key, 2**31 - 2), n) < n // 10

@@ -24,7 +24,6 @@ class Entry(NamedTuple):
     title: str
     module: ModuleType  # a `running.Method`
     settings: Callable[[int], running.Settings]  # of the number of classes
-    neighbours: int = 0  # nearest neighbours of each row that it looks at
     spaces: str = "one"  # how many spaces it looks at: 'one', or 'several' (one or two)
     supervised: bool = False  # whether it is given true labels
 
@@ -34,13 +33,11 @@ METHODS = {
     "spherical_kmeans": Entry(
         "spherical k-means", kmeans, lambda k: kmeans.Settings(k, spherical=True)
     ),
-    "scan": Entry("SCAN", scan, scan.Settings, neighbours=50),
-    "spice": Entry("SPICE", spice, spice.Settings, neighbours=100),
-    "twist": Entry("TWIST", twist, twist.Settings, neighbours=50, spaces="several"),
-    "self_classifier": Entry(
-        "Self-classifier", self_classifier, self_classifier.Settings, neighbours=50
-    ),
-    "temi": Entry("TEMI", temi, temi.Settings, neighbours=50),
+    "scan": Entry("SCAN", scan, scan.Settings),
+    "spice": Entry("SPICE", spice, spice.Settings),
+    "twist": Entry("TWIST", twist, twist.Settings, spaces="several"),
+    "self_classifier": Entry("Self-classifier", self_classifier, self_classifier.Settings),
+    "temi": Entry("TEMI", temi, temi.Settings),
     "turtle": Entry("TURTLE, cold start", turtle, turtle.Settings, spaces="several"),
     "turtle_warm": Entry(
         "TURTLE, warm start", turtle, lambda k: turtle.Settings(k, warm=True), spaces="several"
@@ -48,3 +45,8 @@ METHODS = {
     "probe": Entry("supervised linear probe", probe, probe.Settings, supervised=True),
     "fine_tune": Entry("supervised head", fine_tune, fine_tune.Settings, supervised=True),
 }
+
+
+def neighbours_of(settings: running.Settings) -> int:
+    """How many nearest neighbours of each row a method looks at where it has one space; 0: none."""
+    return getattr(settings, "neighbours", 0)

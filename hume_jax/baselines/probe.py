@@ -25,8 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from hume_jax.baselines.fine_tune import held_out_rows
-from hume_jax.baselines.method import Data, Info, task_keys
+from hume_jax.baselines.method import Data, Info, held_out_rows, task_keys
 from hume_jax.baselines.rows import Rows
 from hume_jax.core import inner_fit
 

@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     batch: int = 512
     learning_rate: float = 5.0  # SGD's with momentum
     momentum: float = 0.9
+    neighbours: int = 50  # of a row, one of which it is paired with
     threshold: float = 0.99  # probability above which a label is sure
     label_passes: int = 25  # of self-labelling, after those of clustering
     label_learning_rate: float = 0.03

@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     passes: int = 100
     batch: int = 4096
     learning_rate: float = 0.003  # Adam's
+    neighbours: int = 50  # of a row, one of which is its other view
 
     @property
     def length(self) -> int:

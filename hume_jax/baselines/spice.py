@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     batch: int = 5000  # rows of a turn
     sub_batch: int = 128
     learning_rate: float = 0.005  # Adam's
+    neighbours: int = 100
     reliable: float = 0.95  # share of the neighbours that confirm a label
     passes: int = 20  # on reliable labels
     threshold: float = 0.95  # probability above which an own label is taught

@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     n_classes: int
     beta: float = 0.6
     temperature: float = 0.1  # of student and teacher
+    neighbours: int = 50  # of a row, one of which it is paired with
     hidden: int = 512
     bottleneck: int = 256
     momentum: float = 0.996  # of the teacher

@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     passes: int = 100
     batch: int = 2048
     learning_rate: float = 0.003  # Adam's
+    neighbours: int = 50  # of a row, one of which is its other view where there is one space
 
     @property
     def length(self) -> int:

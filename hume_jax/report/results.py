@@ -276,12 +276,6 @@ def to_csv(
     return text.getvalue()
 
 
-def write_labels(path: str | os.PathLike[str], splits: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Writes labels.csv, whole or not at all; ``splits`` as in ``to_csv``."""
-    with atomic_write(path) as file:
-        file.write(to_csv(splits).encode())
-
-
 def read_labels(path: str | os.PathLike[str], split: str) -> np.ndarray:
     """Reads the labels of a split back from labels.csv.
 

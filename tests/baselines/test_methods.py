@@ -8,7 +8,7 @@ import pytest
 
 from hume_jax.baselines import running
 from hume_jax.baselines.method import Data
-from hume_jax.baselines.methods import METHODS
+from hume_jax.baselines.methods import METHODS, neighbours_of
 from hume_jax.baselines.neighbours import neighbours
 from hume_jax.evaluation import metrics
 
@@ -58,7 +58,8 @@ def data_of(name: str, spaces: tuple[np.ndarray, ...], true: np.ndarray) -> Data
     """What a method is given of these spaces."""
     entry = METHODS[name]
     used = spaces
-    near = jnp.asarray(neighbours(used[0], NEAR)) if entry.neighbours else None
+    looks = neighbours_of(entry.settings(K))
+    near = jnp.asarray(neighbours(used[0], NEAR)) if looks else None
     labels = jnp.asarray(true, jnp.int32) if entry.supervised else None
     return Data(tuple(map(jnp.asarray, used)), near, labels)
 

@@ -97,6 +97,9 @@ def test_starts_a_few_at_a_time_find_the_same_and_survive_a_kill(
         ("scan", "scan.batch=0", "--set scan.batch=0: it must be at least 1"),
         ("twist", "twist.passes=0", "--set twist.passes=0: it must be at least 1"),
         ("twist", "twist.learning_rate=-1", "it must be at least 0"),
+        ("twist", "twist.learning_rate=nan", "it must be at least 0, and finite"),
+        ("twist", "twist.learning_rate=inf", "it must be at least 0, and finite"),
+        ("spice", "spice.neighbours=0", "it must be at least 1"),
     ],
 )
 def test_settings_that_will_not_do(method: str, change: str, message: str) -> None:
@@ -122,6 +125,7 @@ def test_settings_of_methods() -> None:
             "heads of temi.together=1 share weights",
         ),
         (("--methods", "probe", "--", "--config.n_classes=2"), "the train labels have 3 classes"),
+        (("--methods", "kmeans", "--", "--config.n_classes=5000"), "no more than the [0-9]+ train"),
     ],
 )
 def test_what_will_not_do_is_told_before_anything_runs(
@@ -132,6 +136,13 @@ def test_what_will_not_do_is_told_before_anything_runs(
     with pytest.raises(UserError, match=message):
         baselines.main(command(tmp_path / "out", fields, *own))
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_an_out_that_can_be_no_folder(tmp_path: pathlib.Path, arrays: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"--out={out}: no folder can be made there"):
+            baselines.main(command(out, arrays, "--methods", "kmeans"))
 
 
 def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, arrays: list[str]) -> None:

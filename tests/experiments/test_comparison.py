@@ -12,6 +12,7 @@ import numpy as np
 import pairs
 import pytest
 
+from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 
 K, N = 3, 60
@@ -124,6 +125,33 @@ def test_a_table_of_everything(
         "k-means", "TURTLE, cold start", "HUME", "supervised linear probe",
     ]  # fmt: skip
     assert (finished / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_could_not_be_read_are_no_rows(
+    finished: pathlib.Path, arrays: list[str]
+) -> None:
+    for path in (finished / "run").rglob("labels.csv"):
+        path.write_text(path.read_text() + "\n60,test,-1")
+    comparison.main(command(finished, arrays))
+    table = json.loads((finished / "out" / "table.json").read_text())
+    assert table["rows"][0]["acc"] == [1, 0.95]
+
+
+def test_shares_of_the_gap_in_one_space_and_in_both() -> None:
+    rows = [
+        ("HUME", "a and b", 0.9), ("k-means", "a", 0.5), ("spherical k-means", "b", 0.6),
+        ("supervised linear probe", "a", 1.0), ("k-means", "a+b", 0.8),
+    ]  # fmt: skip
+    found = [{"method": m, "spaces": s, "acc": [acc]} for m, s, acc in rows]
+    (one,) = comparison.closed(found, ("a", "b"))
+    assert one == (
+        "The first row closes 75.0% of the gap between the best k-means row of one space (0.6000) "
+        "and the best probe there (1.0000)."
+    )
+    found.append({"method": "supervised linear probe", "spaces": "a+b", "acc": [0.92, 0.93]})
+    again, both = comparison.closed(found, ("a", "b"))
+    assert again == one
+    assert "closes 80.0% of the gap between the best k-means row of both spaces (0.8000)" in both
 
 
 def test_who_votes(
@@ -250,6 +278,32 @@ def test_labels_are_kept_and_come_back(
     (finished / "kept" / names[0]).unlink()
     comparison.main([*config, keep, "--", *arrays])
     assert "votes of 4 tasks, seed 1" in capsys.readouterr().out
+
+
+CONFIGS = {
+    "imagenette": "imagenette.py",
+    "imagenette_exchanged": "imagenette.py:phi1=lite2",
+    "clinc150": "clinc150.py",
+    "clinc150_exchanged": "clinc150.py",
+    "clinc150_domains": "clinc150.py:labels=domains",
+}
+
+
+@pytest.mark.parametrize("dataset", CONFIGS)
+def test_a_new_run_can_join_the_labels_that_are_kept(dataset: str) -> None:
+    """They have the fields and, but for what their names tell, the values of now."""
+    rows = kept.read(pathlib.Path("docs/labels") / dataset)
+    config = figures.load_config(f"experiments/datasets/{CONFIGS[dataset]}")
+    usual = json.loads(config.to_json_best_effort())
+    titles = {entry.title: entry for entry in METHODS.values()}
+    for row in rows:
+        made = json.loads(row.made_with)
+        if row.method == kept.HUME:
+            made["search"]["spaces"] = usual["search"]["spaces"]  # The row's name has them.
+            assert made == {part: usual[part] for part in made}, row.kind
+            assert set(made) <= set(comparison.PARTS)
+        else:
+            assert set(made["settings"]) == set(titles[row.method].settings(2)._asdict()), row.kind
 
 
 def test_what_cannot_be_one_row_is_named(tmp_path: pathlib.Path) -> None:

@@ -171,6 +171,7 @@ def test_real_data_covers_seeds_and_directions(measured, tmp_path, capsys):
     assert "--config.data.test.phi1=hume_jax:quickstart/phi2_test.npy" in measured[4].flags
     scores, baselines, costs = map(rows_of, printed.rstrip().split("\n\n")[1:])
     assert scores[0][:3] == ["phi1 and phi2", "2", "0.910 ± 0.014"]
+    assert (tmp_path / "scores.md").read_text().strip() in printed
     assert scores[0][-3:] == ["2 of 3", "2.5", "2 of 4"]
     assert [row[:3] for row in baselines] == [
         ["k-means", "phi1", "0.910 ± 0.014"],

@@ -215,7 +215,7 @@ def test_the_prior_of_an_ablation_is_what_a_run_found(tmp_path: pathlib.Path) ->
         config_lib.load(config)
     found = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 7, 8, 54])
     splits = {"train": (found, found * 0.0, found * 0.0), "test": ([9] * 5, [0.0] * 5, [0.0] * 5)}
-    results.write_labels(tmp_path / "labels.csv", splits)
+    (tmp_path / "labels.csv").write_text(results.to_csv(splits))
     # The largest class first; the tenth was not found, and still has a share.
     prior = config_lib.load(config).class_prior
     np.testing.assert_allclose(prior, np.array([55, 9, 8, 7, 6, 5, 4, 3, 2, 1]) / 100, atol=1e-4)
@@ -394,7 +394,11 @@ def test_a_job_array_of_slurm_runs_each_command_once(
     played.chmod(0o755)
     monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
     options = parsed(
-        "configs/testing.py", out, "--launch=slurm", "--jobs=2", "--sbatch=--time=1:00"
+        "configs/testing.py",
+        out,
+        "--launch=slurm",
+        "--jobs=2",
+        "--sbatch=--time=1:00 --comment='a b'",
     )
     jobs = [stub(out, name) for name in "abc"]
     sweep.submit(jobs, options)
@@ -402,7 +406,7 @@ def test_a_job_array_of_slurm_runs_each_command_once(
     assert all(job.finished for job in jobs)
     script = (out / "sweep.sbatch").read_text()
     assert "#SBATCH --array=0-2%2\n" in script
-    assert "#SBATCH --time=1:00\n" in script
+    assert "#SBATCH --time=1:00\n#SBATCH '--comment=a b'\n" in script
 
 
 def test_without_slurm_the_script_is_left_for_a_machine_that_has_it(

@@ -244,7 +244,7 @@ def test_labels_csv(tmp_path: Path) -> None:
     train = aggregate.vote(np.array([[0, 1, 2], [0, 1, 1], [0, 2, 0]]), 3)
     test = aggregate.vote(np.array([[2], [2], [1]]), 3)
     path = tmp_path / "labels.csv"
-    results.write_labels(path, {"train": train, "test": test})
+    path.write_text(results.to_csv({"train": train, "test": test}), newline="")
     assert path.read_bytes() == (
         b"index,split,label,agreement,margin\n"
         b"0,train,0,1.000000,1.000000\n"

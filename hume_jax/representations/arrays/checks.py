@@ -257,16 +257,6 @@ def digest(array: Array) -> str:
     return f"{array.shape} {array.dtype} {content.hexdigest()[:16]}"
 
 
-def constant_columns(*arrays: Array) -> np.ndarray:
-    """Returns which columns hold one value in all rows of all (n_i, d) arrays, (d,) bool."""
-    first = _as_float32(arrays[0][0])
-    varies = np.zeros(len(first), dtype=bool)
-    for array in arrays:
-        for _, block in blocks(array):
-            varies |= (block != first).any(axis=0)
-    return ~varies
-
-
 def blocks(array: Array) -> Iterator[tuple[int, np.ndarray]]:
     """Yields `(first row, rows as float32)` of an (n, d) array, some 16 MB at a time."""
     rows = max(1, _BLOCK_BYTES // (4 * array.shape[1]))
