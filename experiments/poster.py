@@ -219,6 +219,7 @@ def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
         rows.append(row)
     figures.write_json(options.out / f"{name}.json", cells)
     text = figures.write_table(options.out, head, rows, name)
+    bar = "bar: published, " if any(cell["published"] for cell in cells.values()) else ""
     figures.draw_methods(
         options.out / f"{name}.png",
         [
@@ -230,7 +231,7 @@ def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
             for dataset, cell in cells.items()
             for method in TABLES[name].methods
         ],
-        "ACC on test rows, %; bar: published, dots: ours, a seed or start each",
+        f"ACC on test rows, %; {bar}dots: ours, a seed or start each",
     )
     notes = "\n".join(_notes(cells, options))
     with atomic_write(options.out / f"{name}_notes.md") as file:

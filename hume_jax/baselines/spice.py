@@ -27,7 +27,8 @@ batch of its last turn. Theirs takes 100 passes over the rows for its turns; her
 at most, whose loss more of them do not lower on Imagenette's train rows, and they end when labels
 rest (fewer than 0.1 % of the rows change in each of `patience` turns). That loss does not see the
 last stage: its passes and rate are those at which starts agree most there, which takes no label
-either (`experiments/baseline_settings.py`, docs/RESULTS.md, with another rate for 150 classes).
+either (`experiments/baseline_settings.py`, docs/RESULTS.md): no pass for 150 classes, where few rows
+have the 100 neighbours of one class that a reliable label asks for.
 """
 
 from typing import NamedTuple
@@ -52,7 +53,7 @@ class Settings(NamedTuple):
     batch: int = 5000  # rows of a turn
     sub_batch: int = 128
     learning_rate: float = 0.005  # Adam's
-    neighbours: int = 100
+    neighbours: int = 100  # of a row
     reliable: float = 0.95  # share of the neighbours that confirm a label
     passes: int = 20  # on reliable labels
     threshold: float = 0.95  # probability above which an own label is taught
