@@ -28,6 +28,7 @@ import kept as kept_labels
 import numpy as np
 from kept import Row
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hume_jax import planning, scoring
 from hume_jax.baselines.methods import METHODS
@@ -128,33 +129,38 @@ def line(found: dict[str, Any]) -> list[str]:
 
 
 def draw(path: pathlib.Path, found: Sequence[dict[str, Any]]) -> None:
-    """Draws ACC against cross-validated accuracy, a point a labelling; a line for the given."""
+    """Draws ACC against cross-validated accuracy, a point a labelling; a line for the given.
+
+    Colors are of methods, shapes of spaces.
+    """
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
     *rows, given = found
     methods, spaces = (list(dict.fromkeys(row[name] for row in rows)) for name in HEAD[:2])
-    named = set()
+    # More methods than colors: the others are hollow.
+    looks: dict[str, dict[str, Any]] = {
+        method: {
+            "markeredgecolor": f"C{i % 10}",
+            "markerfacecolor": f"C{i}" if i < 10 else "none",
+        }
+        for i, method in enumerate(methods)
+    }
+    marks = {name: "o^sDv"[i % 5] for i, name in enumerate(spaces)}
     for row in rows:
-        # Votes of few and of many starts are one entry of the legend.
-        name = f"{row['method']}, {row['spaces']}"
-        number = methods.index(row["method"])
-        color = f"C{number % 10}"
-        axes.scatter(
-            row["cv_accuracy"],
-            row["acc"],
-            marker="o^sDv"[spaces.index(row["spaces"]) % 5],
-            edgecolors=color,
-            # More methods than colors: the others are hollow.
-            facecolors=color if number < 10 else "none",
-            label=name if name not in named else None,
-        )
-        named.add(name)
-    axes.axvline(given["cv_accuracy"][0], color="#d1611c", linewidth=1, label=GIVEN)
+        look = looks[row["method"]]
+        axes.plot(row["cv_accuracy"], row["acc"], marks[row["spaces"]], **look)
+    line = axes.axvline(given["cv_accuracy"][0], color="#d1611c", linewidth=1, label=GIVEN)
+    handles = [Line2D([], [], marker="o", label=name, **look) for name, look in looks.items()]
+    handles += [Line2D([], [], marker=m, color="#57606a", label=n) for n, m in marks.items()]
+    for handle in handles:
+        handle.set_linestyle("none")
     axes.set_xlabel("cross-validated accuracy of a linear model, mean over the spaces")
     axes.set_ylabel("ACC on test rows")
     axes.grid(color="#d8dee4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    figure.legend(
+        handles=[*handles, line], loc="outside right upper", fontsize="small", frameon=False
+    )
     figures.write_png(path, figure)
 
 
