@@ -1,10 +1,12 @@
 """Values of a baseline's settings, judged by its own loss."""
 
 import csv
+import json
 import pathlib
 import re
 
 import baseline_settings
+import numpy as np
 import pytest
 
 from hume_jax.errors import UserError
@@ -44,6 +46,17 @@ def test_values_are_judged_by_the_own_score(
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.npz")} == times
     with pytest.raises(UserError, match="was made with other settings"):
         run(out, [*arrays, "--config.seed=1"], *grid)
+
+
+def test_what_the_other_settings_are_at(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    given = ["--config=configs/arrays.py", f"--out={tmp_path}", "--starts=2"]
+    grid = ["--set", "kmeans.starts=3", "scan.passes=2", "--grid", "kmeans.steps=1"]
+    baseline_settings.main([*given, *grid, "--", *arrays])
+    with np.load(tmp_path / "kmeans-steps=1.npz") as stored:
+        settings = json.loads(str(stored["settings"]))["settings"]
+    assert (settings["starts"], settings["steps"]) == (3, 1)
+    with pytest.raises(UserError, match="scan has no number called 'pases'"):
+        baseline_settings.main([*given, *grid, "--set", "scan.pases=2", "--", *arrays])
 
 
 def value(score: float, agreement: float) -> baseline_settings.Value:

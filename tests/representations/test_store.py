@@ -365,3 +365,44 @@ def test_no_row_is_left_of_broken_images(folder, arrays):
     for name, broken in (("phi1", range(20)), ("phi2", range(15, N))):
         encoded(f"{name}_train.npy", arrays[name], list(broken))
     fails("phi1_train.npy and phi2_train.npy: no row is left, each is of an image that could not")
+
+
+@pytest.mark.parametrize("field", ["phi1", "phi2"])
+def test_zero_rows(tmp_path, rng, monkeypatch, field):
+    monkeypatch.chdir(tmp_path)
+    n = 300
+    made = {name: rng.normal(size=(n, D1)).astype(np.float32) for name in ("phi1", "phi2")}
+    no_test = {"train_labels": "", "test_phi1": "", "test_phi2": "", "test_labels": ""}
+    for count in (3, 4):
+        made[field][:count] = 0
+        for name, array in made.items():
+            np.save(f"{name}_train.npy", array)
+        if count == 3:
+            assert search(**no_test) == [f"{field}_train.npy: 3 of 300 rows have zero norm"]
+        else:
+            with pytest.raises(UserError, match="4 of 300 rows have zero norm, more than 1 %"):
+                search(**no_test)
+
+
+def test_rows_equal_to_the_mean(tmp_path, rng, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    half = rng.normal(size=(100, D1)).astype(np.float32)
+    centre = np.full((20, D1), 3.0, np.float32)
+    np.save("phi1_train.npy", np.concatenate([3 + half, 3 - half, centre]).astype(np.float64))
+    np.save("phi2_train.npy", rng.normal(size=(220, D2)).astype(np.float32))
+    no_test = {"train_labels": "", "test_phi1": "", "test_phi2": "", "test_labels": ""}
+    with pytest.raises(UserError, match="20 of 220 rows have zero norm once the mean is taken off"):
+        search(**no_test)
+    assert search(normalise=False, **no_test) == []
+
+
+# ---- writing
+
+
+def test_save_array_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.npy"
+    store.save_array(path, np.arange(3))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        store.save_array(path, np.array([object()]))
+    np.testing.assert_array_equal(np.load(path), np.arange(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
