@@ -6,7 +6,8 @@
 Where frozen features need other values than a method's paper has, they are chosen without a label:
 the value at which the method's own score, its loss at the end, is lowest in the mean over the
 starts. Where that is the same for all values, as SPICE's is taken before its last stage, the value
-at which the starts agree most. No label is opened. What decided is in bold.
+at which the starts agree most. No label is opened. What decided is in bold. The other settings are
+the method's, or what `--set` says.
 
 A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
 Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid.
