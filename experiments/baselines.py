@@ -149,9 +149,9 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
     """
     entry = METHODS[job.method]
     spaces = pairs.choose(pair, "train", job.spaces)
+    settings = settings_of(job.method, pair.n_classes, options.set)
     began = time.perf_counter()
     # Of two spaces the one is the other view of a row.
-    settings = settings_of(job.method, pair.n_classes, options.set)
     near = _neighbours(spaces, neighbours_of(settings) if len(spaces) == 1 else 0)
     searched = time.perf_counter() - began
     true = None

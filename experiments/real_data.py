@@ -265,6 +265,7 @@ def main(arguments: Sequence[str]) -> None:
     path = options.out / "runs.json"
     done = figures.read_json(path)
     asked = plan(options)
+    figures.make_folder(options.out)
     for run in asked:
         if run.name not in done:
             print(f"{run.name}: {' '.join(run.flags)}", file=sys.stderr)

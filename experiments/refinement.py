@@ -143,8 +143,8 @@ def line(name: str, found: Mapping[str, Sequence[float]]) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Reads the runs, searches once more from each, prints and writes the table."""
     options = votes.parse_arguments(arguments, __doc__)
-    found = measure(votes.read_runs(options))
     figures.make_folder(options.out)
+    found = measure(votes.read_runs(options))
     votes.draw(options.out / "table.png", list(found), list(found.values()))
     rows = [line(name, scores) for name, scores in found.items()]
     print(figures.write_table(options.out, HEAD, rows))

@@ -280,8 +280,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     runs = read_runs(options)
     n_tasks = len(runs[0].train)
-    found = measure(runs)
     figures.make_folder(options.out)
+    found = measure(runs)
     names = [f"{each['who'].name(n_tasks)}, {each['who'].how}" for each in found]
     draw(options.out / "table.png", names, found)
     print(figures.write_table(options.out, HEAD, [line(each, n_tasks) for each in found]))
