@@ -10,7 +10,7 @@ at which the starts agree most. No label is opened. What decided is in bold. The
 the method's, or what `--set` says.
 
 A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
-Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid.
+Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid, of what decided.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from hume_jax.baselines.methods import METHODS
 from hume_jax.core import aggregate
 from hume_jax.errors import UserError
 
-HEAD = ("method", "field", "value", "starts", "own score", "agreement of the starts", "seconds")
+OWN, AGREEMENT = "own score", "agreement of the starts"
+HEAD = ("method", "field", "value", "starts", OWN, AGREEMENT, "seconds")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -90,54 +91,55 @@ def tried(
 class Value(NamedTuple):
     """What decides for a value, and its line of the table."""
 
-    score: float  # own, mean over the starts
-    agreement: float  # of the starts, mean over their pairs; nan of one start
+    scores: np.ndarray  # (T,) own, of the starts
+    agreements: np.ndarray  # (T,) of each start with the others; nan of one start
     cells: list[str]
 
 
 def value_of(job: baselines.Job, field: str, value: str, arrays: dict[str, Any], k: int) -> Value:
     """Reads what a method found with a value; k classes."""
-    tasks = arrays["train"]
-    agreement = float("nan")
+    tasks, scores = arrays["train"], arrays["score"].astype(float)
+    agreements = np.full(len(tasks), np.nan)
     if len(tasks) > 1:
-        each = aggregate.mean_agreement(aggregate.agreement_matrix(tasks, k))
-        agreement = float(np.mean(each))
-    agrees = f"{agreement:.4f}" if len(tasks) > 1 else "-"
-    score = figures.spread(arrays["score"].astype(float).tolist(), 4)
+        agreements = aggregate.mean_agreement(aggregate.agreement_matrix(tasks, k))
+    agrees = f"{float(np.mean(agreements)):.4f}" if len(tasks) > 1 else "-"
+    score = figures.spread(scores.tolist(), 4)
     took = f"{float(np.sum(arrays['seconds'])):.0f}"
     cells = [METHODS[job.method].title, field, value, str(len(tasks)), score, agrees, took]
-    return Value(float(np.mean(arrays["score"])), agreement, cells)
+    return Value(scores, agreements, cells)
 
 
-def choose(values: Sequence[Value]) -> None:
-    """Sets in bold what decides: the lowest score, the highest agreement where scores are equal."""
-    column, keys = "own score", [value.score for value in values]
+def choose(values: Sequence[Value]) -> str:
+    """Sets in bold what decides: the lowest score, the highest agreement where scores are equal.
+
+    Returns:
+      The column of the table that decides.
+    """
+    column, keys = OWN, [float(np.mean(value.scores)) for value in values]
     if len(keys) > 1 and min(keys) == max(keys):
-        column, keys = "agreement of the starts", [-value.agreement for value in values]
+        column, keys = AGREEMENT, [-float(np.mean(value.agreements)) for value in values]
     place = HEAD.index(column)
     for value, key in zip(values, keys, strict=True):
         if key == min(keys):
             value.cells[place] = f"**{value.cells[place]}**"
+    return column
 
 
 def draw(
-    folder: pathlib.Path,
-    job: baselines.Job,
-    field: str,
-    values: Sequence[str],
-    found: Sequence[dict[str, Any]],
+    path: pathlib.Path, method: str, field: str, values: Sequence[tuple[str, Value]], column: str
 ) -> None:
-    """Draws the own scores of each value, a dot a start and a bar for their mean."""
-    lines = [
-        (f"{field} = {value}", arrays["score"].tolist(), float(np.mean(arrays["score"])))
-        for value, arrays in zip(values, found, strict=True)
-    ]
-    label = f"own score of {METHODS[job.method].title} (lower is better)"
-    figures.draw_methods(folder / f"{job.method}.{field}.png", lines, label)
+    """Draws what decides of each value, a dot a start and a bar for their mean."""
+    lines = []
+    for name, value in values:
+        each = value.scores if column == OWN else value.agreements
+        lines.append((f"{field} = {name}", each.tolist(), float(np.mean(each))))
+    better = "lower" if column == OWN else "higher"
+    label = f"{column} of {METHODS[method].title} ({better} is better)"
+    figures.draw_methods(path, lines, label)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Tries all values, then prints and writes the table; the lowest score is in bold."""
+    """Tries all values, then prints and writes the table."""
     options = parse_arguments(arguments)
     asked = [values_of(grid, options.spaces) for grid in options.grid]
     for job, field, values in asked:
@@ -149,13 +151,12 @@ def main(arguments: Sequence[str]) -> None:
     figures.make_folder(options.out)
     rows = []
     for job, field, values in asked:
-        arrays = [tried(job, f"{field}={value}", pair, options) for value in values]
-        draw(options.out, job, field, values, arrays)
-        found = [
-            value_of(job, field, value, each, pair.n_classes)
-            for value, each in zip(values, arrays, strict=True)
-        ]
-        choose(found)
+        found = []
+        for value in values:
+            arrays = tried(job, f"{field}={value}", pair, options)
+            found.append(value_of(job, field, value, arrays, pair.n_classes))
+        column, path = choose(found), options.out / f"{job.method}.{field}.png"
+        draw(path, job.method, field, list(zip(values, found, strict=True)), column)
         rows += [value.cells for value in found]
     print(figures.write_table(options.out, HEAD, rows))
 

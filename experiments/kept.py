@@ -8,6 +8,7 @@ runs of one kind, e.g. of the votes of one seed; files of the same kind are read
 
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,10 +90,16 @@ def check_rows(row: Row, n: int) -> None:
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """Where a row stands: HUME first, then methods as `hume_jax.baselines.methods` lists them."""
+    """Where a row stands: HUME first, then methods as `hume_jax.baselines.methods` lists them.
+
+    Votes of more of HUME's tasks stand before those of fewer.
+    """
     titles = [entry.title for entry in METHODS.values()]
     number = titles.index(row.method) if row.method in titles else -1
-    return number, row.method == HUME and " → " in row.spaces, row.spaces, row.what
+    of_hume = row.method == HUME
+    tasks = re.match(r"votes of (\d+) ", row.what) if of_hume else None
+    fewer = -int(tasks[1]) if tasks else 0
+    return number, of_hume and " → " in row.spaces, row.spaces, fewer, row.what
 
 
 def _read(path: pathlib.Path) -> Row:

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import baseline_settings
+import figures
 import numpy as np
 import pytest
 
@@ -60,7 +61,8 @@ def test_what_the_other_settings_are_at(arrays: list[str], tmp_path: pathlib.Pat
 
 
 def value(score: float, agreement: float) -> baseline_settings.Value:
-    return baseline_settings.Value(score, agreement, ["-"] * len(baseline_settings.HEAD))
+    cells = ["-"] * len(baseline_settings.HEAD)
+    return baseline_settings.Value(np.full(2, score), np.full(2, agreement), cells)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_starts_that_agree_decide_where_the_score_does_not(
     values: list[tuple[float, float]], decided: tuple[int, str]
 ) -> None:
     found = [value(*each) for each in values]
-    baseline_settings.choose(found)
+    column = baseline_settings.choose(found)
     bold = [
         (i, baseline_settings.HEAD[place])
         for i, each in enumerate(found)
@@ -84,6 +86,22 @@ def test_starts_that_agree_decide_where_the_score_does_not(
         if cell.startswith("**")
     ]
     assert bold == [decided]
+    assert column == decided[1]
+
+
+def test_the_picture_is_of_what_decided(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "draw_methods", lambda *given: drawn.append(given))
+    values = [("0", value(1.0, 0.8)), ("20", value(1.0, 0.9))]
+    for column in ("own score", "agreement of the starts"):
+        baseline_settings.draw(tmp_path / "a.png", "spice", "passes", values, column)
+    (_, own, lower), (_, agreements, higher) = drawn
+    assert own == [("passes = 0", [1.0, 1.0], 1.0), ("passes = 20", [1.0, 1.0], 1.0)]
+    assert agreements == [("passes = 0", [0.8, 0.8], 0.8), ("passes = 20", [0.9, 0.9], 0.9)]
+    assert lower == "own score of SPICE (lower is better)"
+    assert higher == "agreement of the starts of SPICE (higher is better)"
 
 
 @pytest.mark.parametrize(

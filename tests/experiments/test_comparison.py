@@ -326,3 +326,11 @@ def test_nothing_to_compare(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     out = ["--config=configs/arrays.py", f"--out={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="nothing to compare"):
         comparison.main([*out, f"--keep={tmp_path}", "--", *arrays])
+
+
+def test_votes_of_more_tasks_stand_first() -> None:
+    whats = ("votes of 5 tasks", "votes of 64 tasks, inner.steps=3", "votes of 64 tasks")
+    one = np.zeros((1, 2), int)
+    kmeans = kept.Row("k-means", "a", "vote of 5 starts", ("vote",), one, (1.0,))
+    rows = [kmeans, *(kmeans._replace(method="HUME", what=what) for what in whats)]
+    assert [row.what for row in sorted(rows, key=kept.place)] == [*whats[::-1], kmeans.what]
