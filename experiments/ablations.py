@@ -202,11 +202,13 @@ MANY: dict[str, Settings] = {
             _FEWER,
             {**_FEWER, "encoder.start": "rows"},
             {**_FEWER, "inner.adjoint": "implicit", "inner.steps": 2},
+            {"inner.newton_steps": 3},
             {"search.steps": 320, "search.anneal_steps": (192, 256), "inner.newton_steps": 3},
+            {"search.steps": 640, "search.anneal_steps": (384, 512), "inner.newton_steps": 3},
         )
         for seed in SEEDS[:2]
     ],
-    # That of the config, MiniLM-L6 alone, is the first.
+    # That of the dataset's config, MiniLM-L6 alone, is the first.
     "many_spaces": [
         {},
         *_grid("search.spaces", "second", "both", "given"),
@@ -307,6 +309,10 @@ def _without_labels(variants: Sequence[str]) -> config_dict.ConfigDict:
     config.score.rows = 1500
     config.data.train.labels = ""
     _hide_test_rows(config)
+    # The length of the cell, whatever the dataset's config has by now.
+    fast = config.presets.fast
+    fast.search.steps, fast.search.anneal_steps = 160, (96, 128)
+    fast.inner.newton_steps = 6
     return config
 
 

@@ -45,6 +45,14 @@ from hume_jax.progress import Progress
 SPACES = ("phi1", "phi2", "joined", "both")
 SCORES = ("acc", "ari", "nmi")
 _SECONDS = ("neighbours", "compile", "run")
+# Settings that the config or the method's name decides.
+_GIVEN = ("n_classes", "spherical", "warm")
+# Endings of the names of settings that count what there must be some of, and of shares.
+_COUNTS = (
+    "batch", "bottleneck", "hidden", "lengths", "look", "neighbours", "newton_steps", "inner_steps",
+    "repeats", "starts",
+)  # fmt: skip
+_SHARES = ("momentum", "reliable", "share", "threshold")
 
 
 class Job(NamedTuple):
@@ -115,8 +123,8 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
     """A method's settings, with those that were set on the command line.
 
     Raises:
-      UserError: no such method or field, or a value that is not of the field's type, below zero,
-        or zero where there would be nothing to do.
+      UserError: no such method or field, one that is not for `--set`, or a value that is not of
+        the field's type or out of its range.
     """
     settings: Any = METHODS[method].settings(n_classes)
     for change in changes:
@@ -133,11 +141,21 @@ def settings_of(method: str, n_classes: int, changes: Sequence[str]) -> running.
             settings = settings._replace(**{field: kind(int(value) if kind is bool else value)})
         except ValueError as error:
             raise UserError(f"--set {change}: {error}") from error
-        least = 1 if field.endswith(("batch", "neighbours")) or settings.length < 1 else 0
-        # Neither holds of nan.
-        if not least <= getattr(settings, field) < float("inf"):
-            raise UserError(f"--set {change}: it must be at least {least}, and finite")
+        _check_setting(change, field, getattr(settings, field), settings.length)
     return settings
+
+
+def _check_setting(change: str, field: str, value: float, length: int) -> None:
+    if field in _GIVEN:
+        raise UserError(f"--set {change}: the config or the method's name decides {field}")
+    least = 1 if field.endswith(_COUNTS) or length < 1 else 0
+    # Nothing holds of nan.
+    if not least <= value < float("inf"):
+        raise UserError(f"--set {change}: it must be at least {least}, and finite")
+    if field.endswith("temperature") and value == 0:
+        raise UserError(f"--set {change}: a temperature must be above 0")
+    if field.endswith(_SHARES) and value > 1:
+        raise UserError(f"--set {change}: it is a share, and must be at most 1")
 
 
 def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, Any]:

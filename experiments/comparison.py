@@ -326,7 +326,8 @@ def main(arguments: Sequence[str]) -> None:
     figures.make_folder(options.out)
     config = figures.load_config(options.config, options.fields)
     pair = pairs.load(config)
-    rows = [of_hume(workdir, config) for workdir in options.hume]
+    # Workdirs of one seed each are one row.
+    rows = kept_labels.merge(of_hume(workdir, config) for workdir in options.hume)
     rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
     if options.keep:
         for row in rows:

@@ -218,8 +218,8 @@ def seed_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
     return [workdir / f"seed_{run['seed']}" for run in runs] or [workdir]
 
 
-def make_folder(path: pathlib.Path) -> None:
-    """Makes the folder of a script's results, with those above it.
+def make_folder(path: pathlib.Path, option: str = "--out") -> None:
+    """Makes the folder of a script's results, with those above it; the option named it.
 
     Raises:
       UserError: there can be none.
@@ -228,13 +228,13 @@ def make_folder(path: pathlib.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--out={path}: no folder can be made there ({error.strerror}); give another"
+            f"{option}={path}: no folder can be made there ({error.strerror}); give another"
         ) from error
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a result, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     results.write_results(path, values)
 
 

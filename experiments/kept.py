@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import figures
 import numpy as np
 
 from hume_jax.baselines.methods import METHODS
@@ -43,9 +44,10 @@ def write(folder: pathlib.Path, row: Row) -> None:
     """Writes a row, a file for each of HUME's seeds and one for all starts of another method.
 
     Raises:
-      UserError: a file that is there holds what was made with other settings.
+      UserError: a file that is there holds what was made with other settings, or no folder can be
+        made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(folder, "--keep")
     if row.method == HUME:
         for i, name in enumerate(row.names):
             seconds = row.seconds[i : i + 1] if len(row.seconds) > 1 else row.seconds
@@ -70,14 +72,24 @@ def _write(folder: pathlib.Path, row: Row, name: str) -> None:
 
 
 def read(folder: pathlib.Path) -> list[Row]:
-    """All rows of a folder, in the order of their kinds.
+    """All rows of a folder, as `merge` has them.
 
     Raises:
-      UserError: a file that is no row, or runs of one kind that labelled other rows or were made
-        with other settings.
+      UserError: there is no such folder, or a file that is no row.
     """
-    found = sorted((_read(path) for path in sorted(folder.glob("*.npz"))), key=lambda r: r.kind)
-    return [_merge(kind, list(rows)) for kind, rows in itertools.groupby(found, lambda r: r.kind)]
+    if not folder.is_dir():
+        raise UserError(f"--keep={folder}: there is no such folder")
+    return merge(_read(path) for path in sorted(folder.glob("*.npz")))
+
+
+def merge(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one kind as one row, in the order of their kinds.
+
+    Raises:
+      UserError: runs of one kind that labelled other rows or were made with other settings.
+    """
+    found = sorted(rows, key=lambda row: row.kind)
+    return [_merge(kind, list(same)) for kind, same in itertools.groupby(found, lambda r: r.kind)]
 
 
 def check_rows(row: Row, n: int) -> None:

@@ -14,7 +14,8 @@ starts are left out.
 Two columns tell how classes are missed: given ones *in pieces*, of which no found class holds half,
 and found ones *of two*, which hold half of two given classes or more.
 
-Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy.
+Writes OUT/table.md, table.csv, table.json and table.png, ACC against cross-validated accuracy;
+what is scored is kept in OUT/scores, from which a later run takes it.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from typing import Any
 import figures
 import kept as kept_labels
 import numpy as np
+import scored
 from kept import Row
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hume_jax import planning, scoring
 from hume_jax.baselines.methods import METHODS
 from hume_jax.core import aggregate
 from hume_jax.errors import UserError
@@ -174,9 +175,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("data.test.phi1, phi2 and labels are needed for the scores")
     given = np.unique(dataset.test.labels, return_inverse=True)[1]
     rows = compared(options.keep, given)
-    labels = np.concatenate([row.labels for row in rows]).astype(np.int32)
-    log_prior = np.log(planning.class_prior(config)).astype(np.float32)
-    scores = scoring.score_tasks(config, (dataset.test,), labels, log_prior)
+    labels = np.concatenate([row.labels for row in rows])
+    scores = scored.scores(options.out, config, dataset.test, labels)
     found = judge(rows, scores, config.n_classes)
     figures.write_json(options.out / "table.json", {"rows": found})
     draw(options.out / "table.png", found)

@@ -42,6 +42,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 0 < options.count < options.rows:
         raise UserError(f"--count={options.count}: it must be between 1 and one less than --rows")
+    for name in ("columns", "repeats"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}={getattr(options, name)}: it must be at least 1")
     return options
 
 

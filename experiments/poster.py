@@ -195,9 +195,17 @@ def collect(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "why": why,
             "commands": [shlex.join(["python", *command]) for command in asked],
             "ours": found,
-            "published": PUBLISHED.get(pathlib.Path(spec.partition(":")[0]).stem, {}),
+            "published": published(spec),
         }
     return cells
+
+
+def published(spec: str) -> dict[str, tuple[float, float]]:
+    """What the poster has for a config: nothing where a variant takes other representations."""
+    file, _, variant = spec.partition(":")
+    names = [part for part in variant.split(",") if part]
+    same = all(name.startswith(("preset=", "source=", "phi2=dino")) for name in names)
+    return PUBLISHED.get(pathlib.Path(file).stem, {}) if same else {}
 
 
 def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
@@ -208,8 +216,8 @@ def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
     for method in TABLES[name].methods:
         row = [TITLES[method]]
         for cell in cells.values():
-            published = cell["published"].get(method)
-            row.append(" / ".join(f"{value:.1f}" for value in published) if published else "-")
+            theirs = cell["published"].get(method)
+            row.append(" / ".join(f"{value:.1f}" for value in theirs) if theirs else "-")
             found = cell["ours"].get(method)
             row.append(
                 " / ".join(figures.spread(found[score], 1) for score in SCORES)
@@ -241,7 +249,8 @@ def write(name: str, cells: dict[str, Any], options: argparse.Namespace) -> str:
 
 def _notes(cells: dict[str, Any], options: argparse.Namespace) -> Iterator[str]:
     """Where the figures come from: a source, commands, seeds, the machine."""
-    yield f"Published: {SOURCE}."
+    if any(cell["published"] for cell in cells.values()):
+        yield f"Published: {SOURCE}."
     seeds = " ".join(map(str, options.seeds))
     yield f"Ours: seeds {seeds} of HUME, as many starts of the others; {figures.device()}."
     for dataset, cell in cells.items():

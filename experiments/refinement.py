@@ -12,13 +12,18 @@ over the runs). The agreement of two seeds, the objective and the held-out cross
 model on the labels need no label. Where the run was given labels, ACC stands beside them, of its
 train rows and of its test rows; `--blind` leaves them unopened.
 
-Writes OUT/table.md, table.csv and the picture table.png.
+Writes OUT/table.md, table.csv and the picture table.png; what is searched and scored is kept in
+OUT/encoders and OUT/scores, from which a later run takes it.
 """
 
 import functools
+import hashlib
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import baselines
 import figures
 import jax
 import jax.numpy as jnp
@@ -104,27 +109,36 @@ def labelled(run: votes.Run, theta: np.ndarray) -> votes.Labels:
     return train[0], None if test is None else test[0]
 
 
-def results_of(run: votes.Run) -> dict[str, votes.Labels]:
-    """The vote of a run and what further searches make of it, by name."""
+def results_of(run: votes.Run, folder: pathlib.Path) -> dict[str, votes.Labels]:
+    """The vote of a run and what further searches make of it, by name; encoders are kept."""
     problem = figures.build(run.config)
     vote = votes.vote(run, votes.Voters(vote=run.config.ensemble.vote))
+    config = run.config.to_json_best_effort(sort_keys=True)
+    digest = hashlib.sha256(config.encode() + vote[0].tobytes()).hexdigest()[:16]
     found = {f"the vote of {len(run.train)} tasks": vote}
     for name, change in AGAIN.items():
-        settings = change(problem.settings)
-        theta = refine(problem, run.config.seed, vote[0], settings, run.config.search.steps)
-        found[name] = labelled(run, theta)
+
+        def make(change: Callable[[search.Search], search.Search] = change) -> dict[str, Any]:
+            settings = change(problem.settings)
+            theta = refine(problem, run.config.seed, vote[0], settings, run.config.search.steps)
+            return {"theta": theta, "settings": np.asarray(config)}
+
+        path = folder / "encoders" / f"{change.__name__}-{digest}.npz"
+        figures.make_folder(path.parent)
+        found[name] = labelled(run, baselines.stored_or_made(path, config, make)["theta"])
     return found
 
 
-def measure(runs: Sequence[votes.Run]) -> dict[str, dict[str, list[float]]]:
+def measure(runs: Sequence[votes.Run], folder: pathlib.Path) -> dict[str, dict[str, list[float]]]:
     """Scores of the vote and of what became of it, by name, a value a run.
 
     Args:
       runs: of one dataset, with equally many tasks.
+      folder: where encoders and scores are kept.
     """
-    found = [results_of(run) for run in runs]
+    found = [results_of(run, folder) for run in runs]
     names = list(found[0])
-    scores = votes.judged(runs, [list(of_run.values()) for of_run in found])
+    scores = votes.judged(runs, [list(of_run.values()) for of_run in found], folder)
     same = [
         [metrics.clustering_accuracy(of_run[name][0], of_run[names[0]][0]) for of_run in found]
         for name in names
@@ -144,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reads the runs, searches once more from each, prints and writes the table."""
     options = votes.parse_arguments(arguments, __doc__)
     figures.make_folder(options.out)
-    found = measure(votes.read_runs(options))
+    found = measure(votes.read_runs(options), options.out)
     votes.draw(options.out / "table.png", list(found), list(found.values()))
     rows = [line(name, scores) for name, scores in found.items()]
     print(figures.write_table(options.out, HEAD, rows))

@@ -12,7 +12,8 @@ over the runs). The agreement of the votes of two seeds and the held-out cross-e
 model on the vote need no label. Where the run was given labels, ACC stands beside them, of its
 train rows and of its test rows.
 
-Writes OUT/table.md, table.csv and the picture table.png.
+Writes OUT/table.md, table.csv and the picture table.png; what is scored is kept in OUT/scores, from
+which a later run takes it.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import figures
 import numpy as np
+import scored
 from ml_collections import config_dict
 
 from hume_jax import labelling, planning, scoring
@@ -196,30 +198,31 @@ def vote(run: Run, who: Voters) -> Labels:
     return soft.vote.labels, soft_vote(test, soft.tables, soft.weights).labels
 
 
-def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def measure(runs: Sequence[Run], folder: pathlib.Path) -> list[dict[str, Any]]:
     """Scores of each of `VOTERS` that the runs have tasks for, a value a run.
 
     Args:
       runs: of one dataset, with equally many tasks.
+      folder: where scores are kept.
     """
     fitting = [who for who in VOTERS if who.first < len(runs[0].train)]
-    found = judged(runs, [[vote(run, who) for who in fitting] for run in runs])
+    found = judged(runs, [[vote(run, who) for who in fitting] for run in runs], folder)
     return [{"who": who, **scores} for who, scores in zip(fitting, found, strict=True)]
 
 
-def judged(runs: Sequence[Run], labels: Sequence[Sequence[Labels]]) -> list[dict[str, list[float]]]:
+def judged(
+    runs: Sequence[Run], labels: Sequence[Sequence[Labels]], folder: pathlib.Path
+) -> list[dict[str, list[float]]]:
     """Scores of several labellings of each run, a value a run (of the agreement, a pair of runs).
 
     Args:
       runs: of one dataset.
       labels: of each run, the same kinds of labellings in the same order.
+      folder: where scores are kept.
     """
     scores = [
-        scoring.score_tasks(
-            run.config,
-            (run.dataset.train,),
-            np.stack([train for train, _ in of_run]),
-            np.log(planning.class_prior(run.config)).astype(np.float32),
+        scored.scores(
+            folder, run.config, run.dataset.train, np.stack([train for train, _ in of_run])
         )
         for run, of_run in zip(runs, labels, strict=True)
     ]
@@ -281,7 +284,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = read_runs(options)
     n_tasks = len(runs[0].train)
     figures.make_folder(options.out)
-    found = measure(runs)
+    found = measure(runs, options.out)
     names = [f"{each['who'].name(n_tasks)}, {each['who'].how}" for each in found]
     draw(options.out / "table.png", names, found)
     print(figures.write_table(options.out, HEAD, [line(each, n_tasks) for each in found]))

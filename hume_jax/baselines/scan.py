@@ -7,10 +7,11 @@ the labels that it is sure of (section 2.3).
 
 Kept: neighbours in the representation, Eq. 2 with its weight, heads, batches, optimiser and number
 of passes as the authors train heads on a frozen encoder (their ImageNet settings), self-labelling
-above a threshold. Left out: the moving average of the weights in self-labelling, the choice among
-10 heads by the loss (every start is a head, and `score` its loss), and augmented images. Neither
-the rows of Eq. 2 nor those of self-labelling are augmented; the view that a sure label is taught on
-is a random neighbour of the row.
+above a threshold. Left out: the moving average of the weights in self-labelling, the weights of
+classes in its loss (off in those settings), the choice among 10 heads by the loss (every start is a
+head, and `score` its loss), and augmented images. Neither the rows of Eq. 2 nor those of
+self-labelling are augmented; the view that a sure label is taught on is a random neighbour of the
+row.
 """
 
 from typing import NamedTuple

@@ -100,6 +100,13 @@ def test_starts_a_few_at_a_time_find_the_same_and_survive_a_kill(
         ("twist", "twist.learning_rate=nan", "it must be at least 0, and finite"),
         ("twist", "twist.learning_rate=inf", "it must be at least 0, and finite"),
         ("spice", "spice.neighbours=0", "it must be at least 1"),
+        ("kmeans", "kmeans.starts=0", "it must be at least 1"),
+        ("fine_tune", "fine_tune.hidden=0", "it must be at least 1"),
+        ("turtle", "turtle.look=0", "it must be at least 1"),
+        ("temi", "temi.temperature=0", "a temperature must be above 0"),
+        ("spice", "spice.sure_share=3", "it is a share, and must be at most 1"),
+        ("kmeans", "kmeans.n_classes=12", "the config or the method's name decides n_classes"),
+        ("turtle", "turtle.warm=1", "the config or the method's name decides warm"),
     ],
 )
 def test_settings_that_will_not_do(method: str, change: str, message: str) -> None:

@@ -326,6 +326,30 @@ def test_nothing_to_compare(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     out = ["--config=configs/arrays.py", f"--out={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="nothing to compare"):
         comparison.main([*out, f"--keep={tmp_path}", "--", *arrays])
+    with pytest.raises(UserError, match="--keep=.*nowhere: there is no such folder"):
+        comparison.main([*out, f"--keep={tmp_path / 'nowhere'}", "--", *arrays])
+
+
+def test_a_file_where_labels_should_be_kept(finished: pathlib.Path, arrays: list[str]) -> None:
+    (finished / "file").write_text("")
+    with pytest.raises(UserError, match="--keep=.*file: no folder can be made there"):
+        comparison.main(command(finished, arrays, f"--keep={finished / 'file'}"))
+
+
+def test_runs_of_one_seed_each_are_one_row(
+    finished: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((finished / "run" / "config.json").read_text())
+    for seed in (0, 1):
+        folder = finished / f"run_{seed}"
+        shutil.copytree(finished / "run" / f"seed_{seed}", folder)
+        (folder / "config.json").write_text(json.dumps({**config, "seeds": [], "seed": seed}))
+    comparison.main(command(finished, arrays))
+    together = capsys.readouterr().out
+    asked = ["--hume", *(str(finished / f"run_{seed}") for seed in (0, 1))]
+    asked += [f"--baselines={finished / 'baselines'}", f"--out={finished / 'out'}"]
+    comparison.main(["--config=configs/arrays.py", *asked, "--", *arrays])
+    assert capsys.readouterr().out == together
 
 
 def test_votes_of_more_tasks_stand_first() -> None:

@@ -8,6 +8,7 @@ import labels_generalization
 import numpy as np
 import pytest
 
+from hume_jax import scoring
 from hume_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -24,7 +25,10 @@ def command(folder: pathlib.Path, arrays: list[str]) -> list[str]:
 
 
 def test_found_labels_beside_the_given_ones(
-    arrays: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    arrays: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     true = given(arrays)
     # The given classes by other numbers, and labels without sense.
@@ -50,6 +54,15 @@ def test_found_labels_beside_the_given_ones(
     assert table.strip() == capsys.readouterr().out.strip()
     assert table.splitlines()[-1].startswith("| given labels")
     assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+    # What was scored is read again.
+    monkeypatch.setattr(scoring, "score_tasks", None)
+    labels_generalization.main(command(tmp_path, arrays))
+    assert table.strip() == capsys.readouterr().out.strip()
+    # Other labels are scored.
+    monkeypatch.undo()
+    kept.write(tmp_path / "kept", probe._replace(labels=1 - probe.labels % 2))
+    labels_generalization.main(command(tmp_path, arrays))
+    assert table.strip() != capsys.readouterr().out.strip()
 
 
 def test_classes_in_pieces_and_of_two() -> None:

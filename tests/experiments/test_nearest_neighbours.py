@@ -24,3 +24,8 @@ def test_all_ways_find_the_same(tmp_path: pathlib.Path, capsys: pytest.CaptureFi
 def test_more_neighbours_than_rows(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="--count=40: it must be between 1 and one less"):
         nearest_neighbours.main(["--rows=40", "--count=40", f"--out={tmp_path}"])
+
+
+def test_nothing_to_time(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="--repeats=0: it must be at least 1"):
+        nearest_neighbours.main(["--repeats=0", f"--out={tmp_path}"])

@@ -40,7 +40,14 @@ def test_variants_of_a_config_are_datasets_of_their_own(tmp_path: pathlib.Path) 
     cells = json.loads((tmp_path / "supervised.json").read_text())
     assert list(cells) == ["stl10", "stl10-phi2=clip"]
     assert len({command for cell in cells.values() for command in cell["commands"]}) == 6
-    assert cells["stl10"]["published"] == cells["stl10-phi2=clip"]["published"] != {}
+    # The poster's figures are of one pair of representations.
+    assert cells["stl10"]["published"]
+    assert not cells["stl10-phi2=clip"]["published"]
+    assert "Published" in (tmp_path / "supervised_notes.md").read_text()
+    poster.main(["supervised", f"--config={asked[1]}", f"--out={tmp_path / 'other'}"])
+    assert "Published" not in (tmp_path / "other" / "supervised_notes.md").read_text()
+    for same in ("preset=paper", "phi2=dino"):
+        assert poster.published(f"configs/stl10.py:{same}") == poster.published("configs/stl10.py")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import refinement
 import votes
 
 from hume_jax import config as config_lib
-from hume_jax import pipeline
+from hume_jax import pipeline, scoring
 from hume_jax.core import aggregate, search, task_encoder
 from hume_jax.errors import UserError
 from hume_jax.report import results
@@ -66,7 +66,15 @@ def test_the_end_of_a_search_is_at_its_last_rate_and_temperature(run):
         assert float(ended(10**6)) == pytest.approx(last)
 
 
-def test_the_table(workdir, tmp_path, capsys):
+def test_the_table(workdir, tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring, "score_tasks", stopped)
+        refinement.main([str(workdir), f"--out={tmp_path}"])
+    # It goes on where it was stopped: nothing is searched again.
+    monkeypatch.setattr(refinement, "refine", stopped)
     refinement.main([str(workdir), f"--out={tmp_path}"])
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out

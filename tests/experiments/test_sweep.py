@@ -153,7 +153,7 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     many = config_lib.load("experiments/ablations.py:many_classes")
     assert (many.n_classes, many.data.train.labels) == (150, "")
     assert set(many.data.test.to_dict().values()) == {""}
-    assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 5
+    assert len(sweep.jobs(parsed("experiments/ablations.py:many_classes", tmp_path))) == 7
     assert len(sweep.jobs(parsed("experiments/ablations.py:many_spaces", tmp_path))) == 5
     temperatures = sweep.jobs(parsed("experiments/ablations.py:many_temperature", tmp_path))
     assert {job.seeds for job in temperatures} == {(0,)}
