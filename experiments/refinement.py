@@ -32,6 +32,7 @@ import votes
 
 from hume_jax.core import search, task_encoder
 from hume_jax.evaluation import metrics
+from hume_jax.representations.arrays import checks
 
 HEAD = (
     "labels", "agreement of the seeds", "objective", "held-out CE", "train ACC", "test ACC",
@@ -113,7 +114,9 @@ def results_of(run: votes.Run, folder: pathlib.Path) -> dict[str, votes.Labels]:
     """The vote of a run and what further searches make of it, by name; encoders are kept."""
     problem = figures.build(run.config)
     vote = votes.vote(run, votes.Voters(vote=run.config.ensemble.vote))
-    config = run.config.to_json_best_effort(sort_keys=True)
+    # Rows that were written over under the same name are others.
+    rows = [checks.digest(array) for array in run.dataset.train.phi2.arrays]
+    config = f"{run.config.to_json_best_effort(sort_keys=True)} {rows}"
     digest = hashlib.sha256(config.encode() + vote[0].tobytes()).hexdigest()[:16]
     found = {f"the vote of {len(run.train)} tasks": vote}
     for name, change in AGAIN.items():

@@ -12,11 +12,12 @@ from ml_collections import config_dict
 
 from hume_jax import planning, scoring
 from hume_jax.representations import store
+from hume_jax.representations.arrays import checks
 
 # Labelings that are scored at a time, and kept together.
 _AT_A_TIME = 16
 # What the scores depend on, beside the labels.
-_PARTS = ("data", "n_classes", "class_prior", "score", "seed")
+_PARTS = ("n_classes", "class_prior", "score", "seed")
 
 
 def scores(
@@ -46,7 +47,9 @@ def _scores(
 ) -> dict[str, Any]:
     values = json.loads(config.to_json_best_effort())
     given = {part: values[part] for part in _PARTS}
-    given |= {"entropy_weight": config.search.entropy_weight, "spaces": config.search.spaces}
+    given["entropy_weight"] = config.search.entropy_weight
+    # Rows that were written over under the same name are others.
+    given["rows"] = [checks.digest(array) for array in split.phi2.arrays]
     made_with = json.dumps(given, sort_keys=True)
 
     def make() -> dict[str, Any]:
