@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+import scored
 import votes
+from ml_collections import config_dict
 
 from hume_jax import config as config_lib
-from hume_jax import pipeline
+from hume_jax import pipeline, planning, scoring
 from hume_jax.core import aggregate
 from hume_jax.errors import UserError
 from hume_jax.report import results
@@ -90,6 +92,22 @@ def test_the_table(workdir, tmp_path, capsys):
     )
     assert float(everyone[5].split()[0]) == pytest.approx(accuracy, abs=1e-4)
     assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_scores_are_made_and_kept_by_parts(runs, tmp_path, monkeypatch):
+    config, train, labels = runs[0].config, runs[0].dataset.train, runs[0].train
+    log_prior = np.log(planning.class_prior(config)).astype(np.float32)
+    together = scoring.score_tasks(config, (train,), labels, log_prior)
+    monkeypatch.setattr(scored, "_AT_A_TIME", 2)
+    found = scored.scores(tmp_path, config, train, labels)
+    for name, values in together.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "scores").glob("*.npz"))) == 3
+    # With another setting of the scores nothing of it is taken.
+    other = config_dict.ConfigDict(config)
+    other.score.penalty *= 100
+    changed = scored.scores(tmp_path, other, train, labels)
+    assert not np.allclose(changed["heldout_ce"], found["heldout_ce"], rtol=1e-3)
 
 
 def test_labels_may_stay_unopened(workdir, tmp_path):
