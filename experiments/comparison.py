@@ -278,6 +278,12 @@ def line(entry: dict[str, Any]) -> list[str]:
     ]
 
 
+def _of_kmeans(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of k-means, plain and spherical."""
+    titles = {METHODS[name].title for name in ("kmeans", "spherical_kmeans")}
+    return [row for row in found if row["method"] in titles]
+
+
 def closed(found: Sequence[dict[str, Any]], names: tuple[str, str]) -> list[str]:
     """How much of the way from the best k-means row to the supervised probe the first row goes.
 
@@ -291,7 +297,7 @@ def closed(found: Sequence[dict[str, Any]], names: tuple[str, str]) -> list[str]
     lines = []
     for where, alone in (("one space", True), ("both spaces", False)):
         rows = [f for f in found if (f["spaces"] in names) == alone]
-        floors = [f for f in rows if "k-means" in f["method"]]
+        floors = _of_kmeans(rows)
         ceilings = [f for f in rows if f["method"] == METHODS["probe"].title]
         if floors and ceilings:
             low, high = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
@@ -310,7 +316,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [max(rows, key=lambda row: float(np.mean(row["acc"])))] if rows else []
 
-    floors = [row for row in found if "k-means" in row["method"]]
+    floors = _of_kmeans(found)
     ceilings = [row for row in found if row["method"] in supervised]
     others = [
         row
