@@ -17,22 +17,20 @@ OUT/encoders and OUT/scores, from which a later run takes it.
 """
 
 import functools
-import hashlib
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import baselines
 import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scored
 import votes
 
 from hume_jax.core import search, task_encoder
 from hume_jax.evaluation import metrics
-from hume_jax.representations.arrays import checks
 
 HEAD = (
     "labels", "agreement of the seeds", "objective", "held-out CE", "train ACC", "test ACC",
@@ -112,23 +110,18 @@ def labelled(run: votes.Run, theta: np.ndarray) -> votes.Labels:
 
 def results_of(run: votes.Run, folder: pathlib.Path) -> dict[str, votes.Labels]:
     """The vote of a run and what further searches make of it, by name; encoders are kept."""
-    problem = figures.build(run.config)
+    problem = functools.cache(lambda: figures.build(run.config))
     vote = votes.vote(run, votes.Voters(vote=run.config.ensemble.vote))
-    # Rows that were written over under the same name are others.
-    rows = [checks.digest(array) for array in run.dataset.train.phi2.arrays]
-    config = f"{run.config.to_json_best_effort(sort_keys=True)} {rows}"
-    digest = hashlib.sha256(config.encode() + vote[0].tobytes()).hexdigest()[:16]
     found = {f"the vote of {len(run.train)} tasks": vote}
     for name, change in AGAIN.items():
 
         def make(change: Callable[[search.Search], search.Search] = change) -> dict[str, Any]:
-            settings = change(problem.settings)
-            theta = refine(problem, run.config.seed, vote[0], settings, run.config.search.steps)
-            return {"theta": theta, "settings": np.asarray(config)}
+            settings, steps = change(problem().settings), run.config.search.steps
+            return {"theta": refine(problem(), run.config.seed, vote[0], settings, steps)}
 
-        path = folder / "encoders" / f"{change.__name__}-{digest}.npz"
-        figures.make_folder(path.parent)
-        found[name] = labelled(run, baselines.stored_or_made(path, config, make)["theta"])
+        given = {"search": name, "config": run.config.to_json_best_effort(sort_keys=True)}
+        arrays = scored.kept(folder / "encoders", given, run.dataset.train, vote[0], make)
+        found[name] = labelled(run, arrays["theta"])
     return found
 
 

@@ -1,8 +1,9 @@
-"""Label-free scores of labelings, each kept as soon as it is there."""
+"""Label-free scores of labelings, and what else follows from them, kept as soon as it is there."""
 
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import baselines
@@ -48,17 +49,37 @@ def _scores(
     values = json.loads(config.to_json_best_effort())
     given = {part: values[part] for part in _PARTS}
     given["entropy_weight"] = config.search.entropy_weight
-    # Rows that were written over under the same name are others.
-    given["rows"] = [checks.digest(array) for array in split.phi2.arrays]
-    made_with = json.dumps(given, sort_keys=True)
 
     def make() -> dict[str, Any]:
         log_prior = np.log(planning.class_prior(config)).astype(np.float32)
-        found = scoring.score_tasks(config, (split,), labels, log_prior)
-        return {**found, "settings": np.asarray(made_with)}
+        return scoring.score_tasks(config, (split,), labels, log_prior)
 
+    return kept(folder, given, split, labels, make)
+
+
+def kept(
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    split: store.Split,
+    labels: np.ndarray,
+    make: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Arrays that follow from labels of some rows, made once and read again afterwards.
+
+    Args:
+      folder: of the files, which are named by what their arrays follow from.
+      settings: what else they follow from, for JSON.
+      split: the rows.
+      labels: integers of these rows.
+      make: makes the arrays.
+    """
+    # Rows that were written over under the same name are others.
+    rows = [checks.digest(array) for array in split.phi2.arrays]
+    made_with = json.dumps({**settings, "rows": rows}, sort_keys=True)
     name = hashlib.sha256(made_with.encode() + labels.tobytes()).hexdigest()[:16]
     figures.make_folder(folder)
-    arrays = baselines.stored_or_made(folder / f"{name}.npz", made_with, make)
+    arrays = baselines.stored_or_made(
+        folder / f"{name}.npz", made_with, lambda: {**make(), "settings": np.asarray(made_with)}
+    )
     del arrays["settings"]
     return arrays
