@@ -58,6 +58,18 @@ def linear(keys: Array, dim: int, outputs: int) -> Linear:
     return jax.vmap(one)(keys)
 
 
+def linears(keys: Array, spaces: tuple[Array, ...], outputs: int) -> tuple[Linear, ...]:
+    """A linear head of each task in each space, as `linear` starts them.
+
+    Args:
+      keys: ``(S,)``.
+      spaces: ``(n, d_i)`` each.
+      outputs: K.
+    """
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    return tuple(linear(fold(keys, i), x.shape[1], outputs) for i, x in enumerate(spaces))
+
+
 def mlp(keys: Array, dim: int, hidden: int, outputs: int) -> Mlp:
     """Heads of one hidden layer, started as `linear` ones.
 
@@ -90,6 +102,20 @@ def batches(key: Array, n: int, size: int) -> Array:
     size = min(size, n)
     order = jax.random.permutation(key, n)[: n // size * size]
     return order.reshape(-1, size).astype(jnp.int32)
+
+
+def random_neighbours(key: Array, rows: Array, near: Array) -> Array:
+    """A neighbour of each row, drawn with equal chances.
+
+    Args:
+      key: of the draw.
+      rows: int32 numbers of rows, of any shape.
+      near: ``(n, k)`` int32 neighbours of all rows.
+
+    Returns:
+      int32 numbers of rows, of the shape of ``rows``.
+    """
+    return near[rows, jax.random.randint(key, rows.shape, 0, near.shape[1])]
 
 
 def train(

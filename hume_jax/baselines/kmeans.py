@@ -192,7 +192,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
 
 
 def predict(state: State, spaces: tuple[Array, ...]) -> Array:
-    """The nearest centre of every row in the best start, ``(S, m)`` int32."""
+    """The nearest centre of every row in the start of lowest `score`, ``(S, m)`` int32."""
     best = jnp.argmin(state.inertia, axis=1)
     centres = jnp.take_along_axis(state.centres, best[:, None, None, None], axis=1)[:, 0]
     x = spaces[0]
@@ -200,7 +200,7 @@ def predict(state: State, spaces: tuple[Array, ...]) -> Array:
 
 
 def score(state: State, data: Data, settings: Settings) -> Array:
-    """Inertia of the best start, ``(S,)``."""
+    """Lowest inertia of the starts, of their centres before the last step, ``(S,)``."""
     del data, settings
     return jnp.min(state.inertia, axis=1)
 

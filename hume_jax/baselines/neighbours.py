@@ -26,6 +26,7 @@ def neighbours(
 
     Returns:
       (n, k) int32, the nearest first, never the row itself; the lower number first where equal.
+      Which of several as near as the last one are left out, faiss decides.
 
     Raises:
       UserError: faiss is not installed.

@@ -14,6 +14,8 @@ from hume_jax.baselines.method import Data, Info
 
 # Rows that are labelled at a time.
 _BLOCK = 4096
+# How often progress is told, about.
+_REPORTS = 20
 
 
 class Settings(Protocol):
@@ -63,7 +65,6 @@ def fit(
     tasks: np.ndarray,
     seed: int,
     *,
-    reports: int = 20,
     done: Callable[[int, float], None] = lambda steps, loss: None,
 ) -> Fitted:
     """All steps of a batch of tasks, from the first.
@@ -74,8 +75,8 @@ def fit(
       data: the rows.
       tasks: (S,) integer numbers of the tasks.
       seed: of the run.
-      reports: how often `done` is called, about.
-      done: called with the number of steps since the last call, and the mean loss of the last one.
+      done: called some 20 times, with the number of steps since the last call, and the mean loss of
+        the last one.
 
     Returns:
       The last state, and what it took.
@@ -84,7 +85,7 @@ def fit(
     first = jax.jit(functools.partial(method.init, settings=settings))
     state = jax.block_until_ready(first(seed, jnp.asarray(tasks, jnp.int32), data))
     length = settings.length
-    each = max(1, -(-length // reports))
+    each = max(1, -(-length // _REPORTS))
     # Any number of steps in one program: the last block is shorter.
     block = jax.jit(functools.partial(_steps, method=method, settings=settings), donate_argnums=0)
     program = block.lower(state, jnp.uint32(seed), data, jnp.int32(each)).compile()

@@ -71,12 +71,11 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows, of clustering or, after those, of self-labelling."""
-    x, neighbours = data.spaces[0], data.near
+    x = data.spaces[0]
     key = step_key(seed, state.step)
 
     def views(rows: Array, key: Array) -> tuple[Array, Array]:
-        drawn = jax.random.randint(key, rows.shape, 0, neighbours.shape[1])
-        return x[rows], x[neighbours[rows, drawn]]
+        return x[rows], x[heads.random_neighbours(key, rows, data.near)]
 
     def cluster(trained: heads.Trained) -> tuple[heads.Trained, Array]:
         def loss(head: heads.Linear, rows: Array, key: Array) -> Array:

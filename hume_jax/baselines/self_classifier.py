@@ -65,11 +65,11 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    x, neighbours = data.spaces[0], data.near
+    x = data.spaces[0]
 
     def loss(w: Array, rows: Array, key: Array) -> Array:
-        drawn = jax.random.randint(key, rows.shape, 0, neighbours.shape[1])
-        own, near = (_cosines(w, v) for v in (x[rows], x[neighbours[rows, drawn]]))
+        other = heads.random_neighbours(key, rows, data.near)
+        own, near = (_cosines(w, x[r]) for r in (rows, other))
         return (_one_way(own, near, settings) + _one_way(near, own, settings)) / 2
 
     optimiser = optax.adam(settings.learning_rate)

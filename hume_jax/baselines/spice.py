@@ -58,7 +58,7 @@ class Settings(NamedTuple):
     passes: int = 20  # on reliable labels
     threshold: float = 0.95  # probability above which an own label is taught
     label_learning_rate: float = 0.01
-    patience: int = 2  # turns in which labels rest before the rest of them is left out
+    patience: int = 2  # turns in which labels rest before the others are left out; 0: none is
 
     @property
     def length(self) -> int:
@@ -100,7 +100,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     """A turn of prototypes or, after those, a pass on reliable labels."""
     x, near = data.spaces[0], data.near
 
-    resting = state.watch.quiet >= settings.patience
+    resting = (state.watch.quiet >= settings.patience) & (settings.patience > 0)
 
     def turn(state: State) -> State:
         after, loss = _turn(state.trained, step_key(seed, state.step), x, settings)
@@ -204,12 +204,12 @@ def _pass(state: State, key: Array, x: Array, near: Array, settings: Settings) -
     """A pass over the rows on reliable labels, and on own labels where a head is sure of them."""
 
     def teach(head: heads.Mlp, rows: Array, key: Array) -> Array:
-        drawn = jax.random.randint(key, rows.shape, 0, near.shape[1])
+        other = heads.random_neighbours(key, rows, near)
         own = jax.nn.softmax(jax.lax.stop_gradient(heads.logits(head, x[rows])))
         fixed = state.fixed[:, rows]
         target = jnp.where(fixed >= 0, fixed, jnp.argmax(own, axis=-1))
         counted = (fixed >= 0) | (jnp.max(own, axis=-1) > settings.threshold)
-        log_p = jax.nn.log_softmax(heads.logits(head, x[near[rows, drawn]]))
+        log_p = jax.nn.log_softmax(heads.logits(head, x[other]))
         picked = jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
         return -jnp.mean(counted * picked, axis=-1)
 

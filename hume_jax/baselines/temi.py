@@ -121,15 +121,14 @@ def _layer(keys: Array, inputs: int, outputs: int) -> Linear:
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
     """One pass over the rows."""
-    x, neighbours = data.spaces[0], data.near
+    x = data.spaces[0]
     optimiser = _optimiser(settings, len(x))
     order_key, draw_key = jax.random.split(step_key(seed, state.step))
     batches = heads.batches(order_key, len(x), settings.batch)
-    drawn = jax.random.randint(draw_key, batches.shape, 0, neighbours.shape[1])
+    others = heads.random_neighbours(draw_key, batches, data.near)
 
-    def one(pair: Pair, rows_and_drawn: tuple[Array, Array]) -> tuple[Pair, Array]:
-        rows, draw = rows_and_drawn
-        views = jnp.concatenate([x[rows], x[neighbours[rows, draw]]])
+    def one(pair: Pair, rows_and_others: tuple[Array, Array]) -> tuple[Pair, Array]:
+        views = jnp.concatenate([x[rows] for rows in rows_and_others])
         teacher = _split(_probabilities(pair.teacher, views, settings))
         mean = jnp.mean(jnp.concatenate(teacher, axis=1), axis=1)
         momentum = settings.marginal_momentum
@@ -146,7 +145,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         follows = optax.incremental_update(student, pair.teacher, 1 - settings.momentum)
         return Pair(student, moments, follows, marginal), each
 
-    pair, losses = jax.lax.scan(one, state.pair, (batches, drawn))
+    pair, losses = jax.lax.scan(one, state.pair, (batches, others))
     pair, mean = heads.keep(state.settled, (state.pair, state.loss), (pair, losses.mean(axis=0)))
     seen = heads.watch(state.watch, _most_probable(pair.teacher, x))
     settled = state.settled | (seen.quiet >= settings.patience) & (settings.patience > 0)

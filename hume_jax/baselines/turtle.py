@@ -80,9 +80,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       settings: of the method.
     """
     keys = task_keys(seed, tasks)
-    linear = _linears(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), data, settings)
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    linear = heads.linears(fold(keys, 0), data.spaces, settings.n_classes)
     encoders = tuple(Encoder(m.w, jnp.linalg.norm(m.w, axis=1), m.b) for m in linear)
-    models = _linears(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), data, settings)
+    models = heads.linears(fold(keys, 1), data.spaces, settings.n_classes)
     return State(
         tasks,
         encoders,
@@ -109,7 +110,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 2 + state.step))(
             task_keys(seed, state.task)
         )
-        models = _linears(keys, data, settings)
+        models = heads.linears(keys, data.spaces, settings.n_classes)
         inner_optimiser = optax.adam(settings.inner_learning_rate).init(models)
     models, inner_optimiser = _fit(models, inner_optimiser, spaces, fixed, settings)
 
@@ -194,17 +195,6 @@ def objective(
 def _scaled(spaces: tuple[Array, ...]) -> tuple[Array, ...]:
     """Rows of unit norm as rows with a mean square of 1 a column."""
     return tuple(x * x.shape[1] ** 0.5 for x in spaces)
-
-
-def _linears(keys: Array, data: Data, settings: Settings) -> tuple[Linear, ...]:
-    """A linear model of each task in each space."""
-    folded = [
-        jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(len(data.spaces))
-    ]
-    return tuple(
-        heads.linear(own, x.shape[1], settings.n_classes)
-        for own, x in zip(folded, data.spaces, strict=True)
-    )
 
 
 def _labels(encoders: tuple[Encoder, ...], spaces: tuple[Array, ...]) -> tuple[Array, list[Array]]:

@@ -67,19 +67,10 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       data: two spaces, or one and the nearest neighbours in it.
       settings: of the method.
     """
-    keys = task_keys(seed, tasks)
-    spaces = data.spaces
-    head = tuple(
-        heads.linear(
-            jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys),
-            x.shape[1],
-            settings.n_classes,
-        )
-        for i, x in enumerate(spaces)
-    )
+    head = heads.linears(task_keys(seed, tasks), data.spaces, settings.n_classes)
     trained = heads.Trained(head, optax.adam(settings.learning_rate).init(head))
     loss = jnp.full(len(tasks), jnp.inf)
-    return State(tasks, trained, _scales(head, spaces), loss, jnp.zeros((), jnp.int32))
+    return State(tasks, trained, _scales(head, data.spaces), loss, jnp.zeros((), jnp.int32))
 
 
 def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tuple[State, Info]:
@@ -88,8 +79,8 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
 
     def twin_loss(head: tuple[heads.Linear, ...], rows: Array, key: Array) -> Array:
         if len(spaces) == 1:
-            drawn = jax.random.randint(key, rows.shape, 0, data.near.shape[1])
-            views = [(head[0], spaces[0][r]) for r in (rows, data.near[rows, drawn])]
+            other = heads.random_neighbours(key, rows, data.near)
+            views = [(head[0], spaces[0][r]) for r in (rows, other)]
         else:
             views = [(own, x[rows]) for own, x in zip(head, spaces, strict=True)]
         one, other = (_normalised(heads.logits(own, x)) for own, x in views)
