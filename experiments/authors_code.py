@@ -10,8 +10,8 @@ scikit-learn, Pillow and tqdm. Methods whose checkout is not given are left out.
 those of their commands (`authors_torch.py`): TEMI 100 passes at a batch of 1,024, SCAN the stage of
 Eq. 2; TURTLE takes as many steps as ours, from cold and from warm starts. Heads of TEMI are trained
 one by one, for together they share the weights of pairs and are one draw. Both see centred rows of
-unit norm, scaled to a mean square of 1 a column for TURTLE and TEMI. Labels are opened for the
-scores, after both have run.
+unit norm, scaled to a mean square of 1 a column for TURTLE and TEMI. Labels are read for the scores
+alone.
 
 TURTLE's warm starts hold nothing random beyond where they begin, if a batch is all rows. So ours is
 run from where theirs began too, and the share of the test rows that get the same label tells
@@ -27,6 +27,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
-    baselines.check(options.starts, options.set)
+    baselines.check(options.starts, options.seed, options.set)
+    if not shutil.which(options.torch_python):
+        raise UserError(
+            f"--torch-python={options.torch_python}: no such program; give the path of a Python "
+            "that has PyTorch"
+        )
     options.exchanged, options.at_a_time = False, None
     return options
 
@@ -117,6 +123,8 @@ def theirs(
     steps = _PASSES.get(job.method, settings.length)
     made_with = {
         "config": [options.config, *options.fields],
+        "data": pair.made_of,
+        "neighbours": neighbours_of(settings),
         "starts": options.starts,
         "seed": options.seed,
         "steps": steps,
@@ -250,7 +258,7 @@ def same_labels(
     if "v0" not in other or rows > settings.batch:
         return []
     # Of ours beside what theirs was made with.
-    text = json.dumps([str(other["settings"]), baselines.made_with(job, options)])
+    text = json.dumps([str(other["settings"]), baselines.made_with(job, pair, options)])
     found = baselines.stored_or_made(
         options.out / f"from-theirs-{job.name}-{options.starts}.npz",
         text,
@@ -276,7 +284,7 @@ def judge(
     }
     # TURTLE's script keeps no loss.
     chosen = {
-        who: acc[who][int(np.argmin(arrays["score"]))]
+        who: acc[who][baselines.best(arrays["score"])]
         for who, arrays in (("ours", own), ("theirs", other))
         if np.any(arrays["score"])
     }

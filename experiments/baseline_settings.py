@@ -6,10 +6,10 @@
 Where frozen features need other values than a method's paper has, they are chosen without a label:
 the value at which the method's own score, its loss at the end, is lowest in the mean over the
 starts. Where that is the same for all values, as SPICE's is taken before its last stage, the value
-at which the starts agree most. No label is opened. What decided is in bold. The other settings are
-the method's, or what `--set` says.
+at which the starts agree most. No label is opened, and none is needed. What decided is in bold. The
+other settings are the method's, or what `--set` says.
 
-A value that is finished has its labels in `OUT/METHOD-FIELD=VALUE.npz` and is taken from there.
+What is finished has its labels in `OUT/METHOD-SPACES-FIELD=VALUE.npz` and is taken from there.
 Writes table.md, table.csv and a picture METHOD.FIELD.png of each grid, of what decided.
 """
 
@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     options.at_a_time = None
-    baselines.check(options.starts, options.set)
+    baselines.check(options.starts, options.seed, options.set)
     return options
 
 
@@ -82,8 +82,8 @@ def tried(
     own = copy.copy(options)
     own.set = [*options.set, f"{job.method}.{setting}"]
     return baselines.stored_or_made(
-        options.out / f"{job.method}-{setting}.npz",
-        baselines.made_with(job, own),
+        options.out / f"{job.name}-{setting}.npz",
+        baselines.made_with(job, pair, own),
         functools.partial(baselines.run, job, pair, own),
     )
 
@@ -115,9 +115,10 @@ def choose(values: Sequence[Value]) -> str:
     Returns:
       The column of the table that decides.
     """
-    column, keys = OWN, [float(np.mean(value.scores)) for value in values]
+    # A value at which a start diverged is never better.
+    column, keys = OWN, [np.nan_to_num(np.mean(v.scores), nan=np.inf) for v in values]
     if len(keys) > 1 and min(keys) == max(keys):
-        column, keys = AGREEMENT, [-float(np.mean(value.agreements)) for value in values]
+        column, keys = AGREEMENT, [-np.mean(value.agreements) for value in values]
     place = HEAD.index(column)
     for value, key in zip(values, keys, strict=True):
         if key == min(keys):
@@ -146,8 +147,8 @@ def main(arguments: Sequence[str]) -> None:
         for value in values:
             baselines.settings_of(job.method, 2, [f"{job.method}.{field}={value}"])
     config = figures.load_config(options.config, options.fields)
-    # Labels take no part, whatever the config names.
-    pair = pairs.load(config, exchanged=options.exchanged)._replace(labels={})
+    figures.use_precision(config)
+    pair = pairs.load(config, exchanged=options.exchanged, labels=False)
     figures.make_folder(options.out)
     rows = []
     for job, field, values in asked:

@@ -8,8 +8,7 @@ Each method of `hume_jax/baselines` runs from `--starts` random starts in one pr
 train rows of unit norm, and labels the test rows. The table shows the single starts (mean ±
 standard deviation), the one that the method's own label-free score would choose, and two votes as
 HUME's tasks vote: of all starts, and of the half that is best by the method's own score. Labels are
-opened for the scores, after all methods have run; the supervised ones alone are given those of
-train rows.
+read for the scores; the supervised methods alone are given those of train rows.
 
 A method that is finished has its labels in `OUT/METHOD-SPACES.npz` and is taken from there. With
 `--at-a-time=8` eight starts run at a time, which takes less memory, and those that are finished are
@@ -53,6 +52,8 @@ _COUNTS = (
     "repeats", "starts",
 )  # fmt: skip
 _SHARES = ("momentum", "reliable", "share", "threshold")
+# Seeds are 32-bit integers in the program.
+_LAST_SEED = 2**31 - 1
 
 
 class Job(NamedTuple):
@@ -82,7 +83,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
-    check(options.starts, options.set)
+    check(options.starts, options.seed, options.set)
     if options.at_a_time is not None and options.at_a_time < 1:
         raise UserError(f"--at-a-time={options.at_a_time}: it must be at least 1")
     if options.at_a_time and getattr(settings_of("temi", 2, options.set), "together", False):
@@ -90,14 +91,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def check(starts: int, changes: Sequence[str] = ()) -> None:
-    """Checks starts and settings before any method runs.
+def check(starts: int, seed: int = 0, changes: Sequence[str] = ()) -> None:
+    """Checks starts, their seed and settings before any method runs.
 
     Raises:
-      UserError: no start, or a setting of any method that will not do.
+      UserError: no start, a seed out of range, or a setting of any method that will not do.
     """
     if starts < 1:
         raise UserError(f"--starts={starts}: it must be at least 1")
+    if not 0 <= seed <= _LAST_SEED:
+        raise UserError(f"--seed={seed}: it must be from 0 to {_LAST_SEED}")
     for method in METHODS:
         settings_of(method, 2, changes)
 
@@ -176,13 +179,15 @@ def run(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> dict[str, An
     if entry.supervised:
         true = jnp.asarray(np.unique(pair.labels["train"], return_inverse=True)[1], jnp.int32)
     data = Data(tuple(map(jnp.asarray, spaces)), near, true)
-    found = _in_parts(job, options, lambda starts: _from(starts, job, pair, data, options))
+    text = made_with(job, pair, options)
+    make = functools.partial(_from, job=job, pair=pair, data=data, options=options)
+    found = _in_parts(job, text, options, make)
     found["seconds"] = np.asarray([searched, *found["seconds"]])
-    return {**found, "settings": np.asarray(made_with(job, options))}
+    return {**found, "settings": np.asarray(text)}
 
 
 def _in_parts(
-    job: Job, options: argparse.Namespace, make: Callable[[np.ndarray], dict[str, Any]]
+    job: Job, settings: str, options: argparse.Namespace, make: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """Arrays of all starts, made a part of them at a time; parts are stored until all are there."""
     starts = np.arange(options.starts)
@@ -192,7 +197,7 @@ def _in_parts(
     parts = []
     for part in np.split(starts, starts[each::each]):
         name = f"starts-{part[0]}-{part[-1]}"
-        text = f"{made_with(job, options)}, {name}"
+        text = f"{settings}, {name}"
         labelled = functools.partial(_with_settings, text, make, part)
         parts.append(stored_or_made(options.out / f"{job.name}-{name}.npz", text, labelled))
     found = {
@@ -247,12 +252,12 @@ def _neighbours(spaces: Sequence[np.ndarray], count: int) -> Any:
         return jnp.asarray(neighbours(spaces[0], count, done=progress.update))
 
 
-def made_with(job: Job, options: argparse.Namespace) -> str:
-    """What a stored result must have been made with, as text."""
+def made_with(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> str:
+    """What a stored result must have been made with and of, as text."""
     values = settings_of(job.method, 1, options.set)._asdict()
     asked = {"starts": options.starts, "seed": options.seed, "exchanged": options.exchanged}
-    config = [options.config, *options.fields]
-    return json.dumps({"config": config, **asked, "settings": values}, sort_keys=True)
+    given = {"config": [options.config, *options.fields], "data": pair.made_of}
+    return json.dumps({**given, **asked, "settings": values}, sort_keys=True)
 
 
 def stored_or_made(
@@ -266,7 +271,7 @@ def stored_or_made(
       make: makes the arrays.
 
     Raises:
-      UserError: the file was made with other settings.
+      UserError: the file was made with other settings or of other rows.
     """
     if not path.exists():
         arrays = make()
@@ -275,7 +280,9 @@ def stored_or_made(
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
     if str(arrays["settings"]) != settings:
-        raise UserError(f"{path} was made with other settings: delete it or give another --out")
+        raise UserError(
+            f"{path} was made with other settings or of other rows: delete it or give another --out"
+        )
     return arrays
 
 
@@ -289,6 +296,7 @@ def results(
         where labels have more classes than are searched for.
     """
     config = figures.load_config(options.config, options.fields)
+    figures.use_precision(config)
     pair = pairs.load(config, exchanged=options.exchanged)
     supervised = [job.method for job in asked if METHODS[job.method].supervised]
     given = len(np.unique(pair.labels["train"]))
@@ -301,7 +309,7 @@ def results(
     for job in asked:
         arrays = stored_or_made(
             options.out / f"{job.name}.npz",
-            made_with(job, options),
+            made_with(job, pair, options),
             functools.partial(run, job, pair, options),
         )
         for part in parts(options.out, job.name):
@@ -325,7 +333,7 @@ def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
         "method": entry.title,
         "spaces": job.spaces,
         "single": {score: [each[score] for each in single] for score in SCORES},
-        "chosen": single[int(np.argmin(arrays["score"]))],
+        "chosen": single[best(arrays["score"])],
         "seconds": dict(zip(_SECONDS, arrays["seconds"].tolist(), strict=True)),
         "steps": int(arrays["steps"]),
         "starts": len(tasks),
@@ -338,6 +346,11 @@ def judge(job: Job, arrays: dict[str, Any]) -> dict[str, Any]:
         ):
             found[name] = metrics.score(vote(arrays, members, k, evenness), true)
     return found
+
+
+def best(scores: np.ndarray) -> int:
+    """Number of the start whose own score (S,) is lowest; what has diverged is never better."""
+    return int(np.argsort(scores, kind="stable")[0])
 
 
 def better_half(scores: np.ndarray) -> np.ndarray:

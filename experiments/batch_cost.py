@@ -74,7 +74,7 @@ def problem_of(options: argparse.Namespace) -> tuple[figures.Problem, int]:
             spec = "configs/arrays.py"
             fields = [*random_arrays(pathlib.Path(folder), options.random), *fields]
         config = figures.load_config(spec, fields)
-        jax.config.update("jax_default_matmul_precision", config.precision)
+        figures.use_precision(config)
         return figures.build(config), config.seed
 
 

@@ -44,8 +44,6 @@ from hume_jax.report import results
 
 RESAMPLES = 2000
 _SECONDS = ("compile", "search", "score")
-# Fields of the config that tell kinds of runs apart.
-PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
 HEAD = (
     "method", "spaces", "what", "test ACC", "test ARI", "test NMI", "ACC, first row minus this",
     "95 %", "seconds",
@@ -61,7 +59,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keep", type=pathlib.Path, help="folder of the labels that are kept")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    baselines.check(1, options.seed)
+    return options
 
 
 def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
@@ -80,11 +80,11 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
     if not config or not all((folder / "results.json").exists() for folder in folders):
         raise UserError(f"{workdir} has no results.json: give the workdirs of finished runs")
     found = [figures.read_json(folder / "results.json") for folder in folders]
-    kept = {part: config[part] for part in PARTS if part in config}
+    kept = {part: config[part] for part in figures.PARTS if part in config}
     return Row(
         kept_labels.HUME,
         searched(config),
-        f"votes of {len(found[0]['tasks'])} tasks{_changes(kept, usual)}",
+        f"votes of {len(found[0]['tasks'])} tasks{changed_fields(kept, usual)}",
         tuple(f"seed {seed}" for seed in seeds or [config["seed"]]),
         np.stack([_test_labels(folder / "labels.csv") for folder in folders]),
         tuple(_seconds(each["seconds"]) for each in found),
@@ -95,7 +95,7 @@ def of_hume(workdir: pathlib.Path, usual: config_dict.ConfigDict) -> Row:
 def searched(config: Mapping[str, Any]) -> str:
     """The spaces of a search of HUME, as the table names them."""
     data = config["data"]["train"]
-    names = [pairs.space_name(_paths(data[field])) for field in ("phi1", "phi2")]
+    names = pairs.space_names(data["phi1"], data["phi2"])
     return {
         "given": " → ".join(names),
         # The same search in either order.
@@ -110,7 +110,7 @@ def _seconds(found: dict[str, Any]) -> float:
     return np.nan if "resumed" in found else float(sum(found[part] for part in _SECONDS))
 
 
-def _changes(kept: dict[str, Any], usual: config_dict.ConfigDict) -> str:
+def changed_fields(kept: Mapping[str, Any], usual: config_dict.ConfigDict) -> str:
     """Settings of a run that are not the dataset's usual ones; spaces are named by themselves."""
     ours = config_lib.flatten(
         {part: json.loads(usual.to_json_best_effort())[part] for part in kept}
@@ -120,10 +120,6 @@ def _changes(kept: dict[str, Any], usual: config_dict.ConfigDict) -> str:
         for name, value in config_lib.flatten(kept).items()
         if name != "search.spaces" and value != ours.get(name)
     )
-
-
-def _paths(value: str | list[str]) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else tuple(value)
 
 
 def _test_labels(path: pathlib.Path) -> np.ndarray:
@@ -138,7 +134,7 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
     """The methods of a folder: their single starts, and their votes.
 
     Raises:
-      UserError: it holds no result.
+      UserError: it holds no result, or one of other rows or another number of classes.
     """
     # In the order of the methods, not of their file names.
     order = [baselines.Job(name, spaces).name for name in METHODS for spaces in baselines.SPACES]
@@ -156,16 +152,23 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         name, _, spaces = path.stem.rpartition("-")
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        exchanged = json.loads(str(arrays["settings"])).get("exchanged")
-        names = pair.names[::-1] if exchanged else pair.names
+        made = json.loads(str(arrays["settings"]))
+        # What was kept before it was told has no such field.
+        if made.pop("data", pair.made_of) != pair.made_of or arrays["test"].max() >= pair.n_classes:
+            raise UserError(
+                f"{path} was made of other rows, or for another number of classes, than the "
+                "config has: give --baselines that were run with the same --config"
+            )
+        names = pair.names[::-1] if made.get("exchanged") else pair.names
+        starts = len(arrays["test"])
         row = Row(
             METHODS[name].title,
             _space_names((names[0], names[1]), spaces),
-            _single(name, arrays, pair.n_classes),
-            tuple(f"start {task}" for task in range(len(arrays["test"]))),
+            f"{starts} single starts{changed_settings(name, made['settings'], path)}",
+            tuple(f"start {task}" for task in range(starts)),
             arrays["test"],
             (float(arrays["seconds"].sum()),),
-            str(arrays["settings"]),
+            json.dumps(made, sort_keys=True),
         )
         rows.append(row)
         if not METHODS[name].supervised and len(row.labels) > 1:
@@ -176,10 +179,10 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
 def _votes(row: Row, arrays: dict[str, Any], pair: pairs.Pair) -> list[Row]:
     """The vote of all starts of a row, and that of the half which its own score prefers."""
     starts = len(row.labels)
-    best = baselines.better_half(arrays["score"])
+    half = baselines.better_half(arrays["score"])
     made_with = json.dumps({**json.loads(row.made_with), "evenness": pair.evenness}, sort_keys=True)
     found = []
-    for members, whose in ((np.arange(starts), ""), (best, f"the best {len(best)} of ")):
+    for members, whose in ((np.arange(starts), ""), (half, f"the best {len(half)} of ")):
         found.append(
             row._replace(
                 what=row.what.replace(f"{starts} single", f"vote of {whose}{starts}"),
@@ -191,13 +194,40 @@ def _votes(row: Row, arrays: dict[str, Any], pair: pairs.Pair) -> list[Row]:
     return found
 
 
-def _single(name: str, arrays: dict[str, Any], n_classes: int) -> str:
-    """How many starts, and how many steps where it was told to take fewer or more."""
-    asked = json.loads(str(arrays["settings"]))["settings"]
-    default = METHODS[name].settings(n_classes)
-    length = default._replace(**{**asked, "n_classes": n_classes}).length  # type: ignore[attr-defined]
-    steps = "" if length == default.length else f", {length} of {default.length} steps"
-    return f"{len(arrays['test'])} single starts{steps}"
+def changed_settings(method: str, asked: Mapping[str, Any], where: pathlib.Path) -> str:
+    """What a row says of settings that are not a method's own: of its length, the length alone.
+
+    Args:
+      method: by its key in `METHODS`.
+      asked: its settings.
+      where: the file that has them.
+
+    Raises:
+      UserError: the method has other settings by now.
+    """
+    default: Any = METHODS[method].settings(2)
+    gone = set(asked) - set(default._fields)
+    if gone:
+        raise UserError(
+            f"{where} was made when {method} had the settings {', '.join(sorted(gone))}: run it "
+            "again"
+        )
+    changed = {
+        name: value
+        for name, value in asked.items()
+        if name != "n_classes" and value != _as_json(getattr(default, name))
+    }
+    length = default._replace(**changed).length
+    text = f", {length} of {default.length} steps" if length != default.length else ""
+    return text + "".join(
+        f", {name}={value}"
+        for name, value in changed.items()
+        if default._replace(**{name: value}).length == default.length
+    )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _space_names(names: tuple[str, str], spaces: str) -> str:
@@ -208,7 +238,6 @@ def _space_names(names: tuple[str, str], spaces: str) -> str:
 
 def correct(row: Row, true: np.ndarray) -> np.ndarray:
     """Which test rows each labelling gets right, by the best matching: (G, n) bool."""
-    kept_labels.check_rows(row, len(true))
     return np.stack([_right(labels, true) for labels in row.labels])
 
 
@@ -299,8 +328,10 @@ def closed(found: Sequence[dict[str, Any]], names: tuple[str, str]) -> list[str]
         rows = [f for f in found if (f["spaces"] in names) == alone]
         floors = _of_kmeans(rows)
         ceilings = [f for f in rows if f["method"] == METHODS["probe"].title]
-        if floors and ceilings:
-            low, high = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
+        if not (floors and ceilings):
+            continue
+        low, high = (max(float(np.mean(f["acc"])) for f in part) for part in (floors, ceilings))
+        if high > low:
             share = (np.mean(found[0]["acc"]) - low) / (high - low)
             lines.append(
                 f"The first row closes {share:.1%} of the gap between the best k-means row of "
@@ -326,6 +357,11 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*best(floors), *best(others), found[0], *best(ceilings)]
 
 
+def _check(rows: Sequence[Row], n: int, n_classes: int) -> None:
+    for row in rows:
+        kept_labels.check_rows(row, n, n_classes)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
@@ -335,16 +371,20 @@ def main(arguments: Sequence[str]) -> None:
     # Workdirs of one seed each are one row.
     rows = kept_labels.merge(of_hume(workdir, config) for workdir in options.hume)
     rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
+    true = np.unique(pair.labels["test"], return_inverse=True)[1]
+    # Nothing is kept that cannot stand in the table.
+    _check(rows, len(true), pair.n_classes)
     if options.keep:
         for row in rows:
             kept_labels.write(options.keep, row)
         rows = kept_labels.read(options.keep)
+        _check(rows, len(true), pair.n_classes)
     # HUME as the dataset's config has it stands first.
     usual = (kept_labels.HUME, searched(config))
     rows = sorted(rows, key=lambda row: ((row.method, row.spaces) != usual, kept_labels.place(row)))
     if not rows:
         raise UserError("nothing to compare: give --hume, --baselines or --keep")
-    found = judge(rows, np.unique(pair.labels["test"], return_inverse=True)[1], options.seed)
+    found = judge(rows, true, options.seed)
     shares = closed(found, pair.names)
     figures.write_json(options.out / "table.json", {"rows": found, "closed": shares})
     figures.draw_methods(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # The scripts run in the folder of the checkout, as their docstrings show.
 IMAGENETTE = "experiments/datasets/imagenette.py"
+# Fields of a config that tell kinds of runs apart.
+PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
 
 _FIELD = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 
@@ -87,6 +89,11 @@ def load_config(spec: str, fields: Sequence[str] = ()) -> config_dict.ConfigDict
     except flags.Error as error:
         raise UserError(str(error)) from error
     return config_lib.resolve(values["config"].value)
+
+
+def use_precision(config: config_dict.ConfigDict) -> None:
+    """Has products of matrices computed in `config.precision`, as `hume_jax.main` has."""
+    jax.config.update("jax_default_matmul_precision", config.precision)
 
 
 def build(config: config_dict.ConfigDict) -> Problem:

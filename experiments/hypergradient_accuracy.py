@@ -260,7 +260,7 @@ def main(arguments: Sequence[str]) -> None:
     stored = figures.read_json(options.out) or {**made_with, "points": {}}
     if any(stored[name] != value for name, value in made_with.items()):
         raise UserError(f"{options.out} was made with other settings: give another --out")
-    jax.config.update("jax_default_matmul_precision", config.precision)
+    figures.use_precision(config)
     problem = figures.build(config)
     stops = points(config.search.steps, config.search.anneal_steps)
     both = programs(problem.settings, options)

@@ -33,6 +33,7 @@ import numpy as np
 
 from hume_jax import memory, planning
 from hume_jax.errors import UserError
+from hume_jax.representations import store
 
 ROWS, TEST_ROWS = 1_281_167, 50_000
 COLUMNS = {"phi1": 2048, "phi2": 1536}
@@ -100,29 +101,35 @@ def make_files(folder: pathlib.Path, scale: int) -> list[str]:
     Returns:
       Flags of `configs/arrays.py` that point to them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    figures.make_folder(folder, "--folder")
     sizes = {"train": ROWS // scale, "test": TEST_ROWS // scale}
-    needed = 2 * sum(sizes.values()) * sum(COLUMNS.values())
-    flags = []
+    files = {
+        (split, name): folder / f"{name}_{split}_{n}.npy"
+        for split, n in sizes.items()
+        for name in (*COLUMNS, "labels")
+    }
+    _check_space(
+        folder,
+        sum(2 * sizes[s] * COLUMNS.get(f, 0) for (s, f), p in files.items() if not p.exists()),
+    )
     for split, n in sizes.items():
-        rng = np.random.default_rng(n)
-        labels = rng.integers(0, CLASSES, n)
+        labels = np.random.default_rng(n).integers(0, CLASSES, n)
+        store.save_array(files[split, "labels"], labels)
         for name, columns in COLUMNS.items():
-            path = folder / f"{name}_{split}_{n}.npy"
-            flags.append(f"--config.data.{split}.{name}={path}")
+            path = files[split, name]
             if not path.exists():
-                free = shutil.disk_usage(folder).free
-                if free < needed:
-                    raise UserError(
-                        f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are "
-                        "free: give another --folder, or --scale=4"
-                    )
                 print(f"writing {path}", file=sys.stderr)
                 _write_rows(path, labels, columns)
-        path = folder / f"labels_{split}_{n}.npy"
-        flags.append(f"--config.data.{split}.labels={path}")
-        np.save(path, labels)
-    return flags
+    return [f"--config.data.{split}.{name}={path}" for (split, name), path in files.items()]
+
+
+def _check_space(folder: pathlib.Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free: give "
+            "another --folder, or --scale=4"
+        )
 
 
 def _write_rows(path: pathlib.Path, labels: np.ndarray, columns: int) -> None:

@@ -86,18 +86,27 @@ def merge(rows: Iterable[Row]) -> list[Row]:
     """Rows of one kind as one row, in the order of their kinds.
 
     Raises:
-      UserError: runs of one kind that labelled other rows or were made with other settings.
+      UserError: runs of one kind of one name, of other rows or made with other settings.
     """
     found = sorted(rows, key=lambda row: row.kind)
     return [_merge(kind, list(same)) for kind, same in itertools.groupby(found, lambda r: r.kind)]
 
 
-def check_rows(row: Row, n: int) -> None:
-    """Raises a `UserError` if a row labels another number of test rows than n."""
+def check_rows(row: Row, n: int, n_classes: int) -> None:
+    """Checks that a row can be of a dataset.
+
+    Raises:
+      UserError: it labels another number of test rows than n, or more classes than K.
+    """
     if row.labels.shape[1] != n:
         raise UserError(
             f"{row.what}: {row.method} labelled {row.labels.shape[1]} test rows, the config has "
             f"{n}: all labels must be of one dataset"
+        )
+    if row.labels.max() >= n_classes:
+        raise UserError(
+            f"{row.what}: {row.method} found {row.labels.max() + 1} classes or more, the config "
+            f"has {n_classes}: all labels must be of one dataset"
         )
 
 
@@ -129,6 +138,10 @@ def _read(path: pathlib.Path) -> Row:
 
 
 def _merge(kind: tuple[str, str, str], rows: Sequence[Row]) -> Row:
+    names = [name for row in rows for name in row.names]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{', '.join(kind)}: {twice} is there twice: give each run once")
     for what, values in (("rows", {r.labels.shape[1] for r in rows}), ("settings", _made(rows))):
         if len(values) > 1:
             raise UserError(f"{', '.join(kind)}: runs of one kind with different {what}: {values}")

@@ -54,12 +54,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def compared(folder: pathlib.Path, given: np.ndarray) -> list[Row]:
+def compared(folder: pathlib.Path, given: np.ndarray, n_classes: int) -> list[Row]:
     """Votes and supervised methods of a folder, and the given labels last.
 
     Args:
       folder: of `comparison.py --keep`.
       given: (n,) labels of the test rows, from 0.
+      n_classes: K.
 
     Raises:
       UserError: it holds no such row, or rows of another dataset.
@@ -68,10 +69,11 @@ def compared(folder: pathlib.Path, given: np.ndarray) -> list[Row]:
     rows = [r for r in kept_labels.read(folder) if "vote" in r.what or r.method in supervised]
     if not rows:
         raise UserError(f"{folder} holds no votes: comparison.py --keep writes them there")
-    for row in rows:
-        kept_labels.check_rows(row, len(given))
     rows.sort(key=kept_labels.place)
-    return [*rows, Row(GIVEN, "", "", ("given",), given[None], (0.0,))]
+    rows.append(Row(GIVEN, "", "", ("given",), given[None], (0.0,)))
+    for row in rows:
+        kept_labels.check_rows(row, len(given), n_classes)
+    return rows
 
 
 def judge(rows: Sequence[Row], scores: dict[str, np.ndarray], k: int) -> list[dict[str, Any]]:
@@ -174,7 +176,7 @@ def main(arguments: Sequence[str]) -> None:
     if dataset.test is None or dataset.test.labels is None:
         raise UserError("data.test.phi1, phi2 and labels are needed for the scores")
     given = np.unique(dataset.test.labels, return_inverse=True)[1]
-    rows = compared(options.keep, given)
+    rows = compared(options.keep, given, config.n_classes)
     labels = np.concatenate([row.labels for row in rows])
     scores = scored.scores(options.out, config, dataset.test, labels)
     found = judge(rows, scores, config.n_classes)

@@ -1,6 +1,7 @@
 """A pair of spaces of a config, as the methods of `hume_jax.baselines` take them."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import config_dict
@@ -8,6 +9,7 @@ from ml_collections import config_dict
 from hume_jax import planning
 from hume_jax.errors import UserError
 from hume_jax.representations import store
+from hume_jax.representations.arrays import checks, formats
 from hume_jax.representations.prepare import joined_rows, space_statistics
 
 SPLITS = ("train", "test")
@@ -18,22 +20,30 @@ class Pair(NamedTuple):
 
     names: tuple[str, str]  # of phi1 and phi2
     spaces: dict[str, tuple[np.ndarray, np.ndarray]]  # split -> phi1 and phi2, (n, d_i) float32
-    labels: dict[str, np.ndarray]  # split -> (n,) true labels, for the scores
+    labels: dict[str, np.ndarray]  # split -> (n,) true labels, for the scores; {} if not asked for
     n_classes: int
     evenness: float  # of the classes of a soft vote
+    made_of: dict[str, Any]  # what labels found here follow from: K, and a digest of every array
 
 
-def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
+def load(config: config_dict.ConfigDict, *, exchanged: bool = False, labels: bool = True) -> Pair:
     """Reads the arrays of a config.
 
     Args:
-      config: resolved, inductive, with labels of both splits.
+      config: resolved, inductive.
       exchanged: whether phi1 and phi2 change places.
+      labels: whether labels are read, which both splits must have then.
 
     Raises:
-      UserError: rows or labels are missing, or there are more classes than train rows.
+      UserError: rows or labels are missing, there are more classes than train rows, or the config
+        is transductive.
     """
-    splits, labels = open_splits(config)
+    if config.setting != "inductive":
+        raise UserError(
+            f"setting={config.setting}: the other methods see train rows alone, so leave it at "
+            "'inductive'"
+        )
+    splits, given = open_splits(config, labels=labels)
     if not 2 <= config.n_classes <= splits["train"].n:
         raise UserError(
             f"n_classes is {config.n_classes}: there must be at least 2 classes, and no more than "
@@ -46,39 +56,79 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False) -> Pair:
         for name in SPLITS:
             rows[name].append(joined_rows(getattr(splits[name], field).arrays, stats, "rows"))
     return Pair(
-        names=(space_name(config.data.train[fields[0]]), space_name(config.data.train[fields[1]])),
+        names=space_names(config.data.train[fields[0]], config.data.train[fields[1]]),
         spaces={name: (both[0], both[1]) for name, both in rows.items()},
-        labels=labels,
+        labels=given,
         n_classes=config.n_classes,
         evenness=planning.evenness(config),
+        made_of={
+            "n_classes": config.n_classes,
+            "rows": [
+                [checks.digest(array) for array in getattr(splits[name], field).arrays]
+                for name in SPLITS
+                for field in ("phi1", "phi2")
+            ],
+        },
     )
 
 
 def open_splits(
-    config: config_dict.ConfigDict,
+    config: config_dict.ConfigDict, *, labels: bool = True
 ) -> tuple[dict[str, store.Split], dict[str, np.ndarray]]:
     """Opens both splits and their labels, without reading rows.
 
     Args:
       config: resolved.
+      labels: whether labels are opened; without, those that are returned are {}.
 
     Raises:
       UserError: rows or labels are missing.
     """
-    splits, labels = {}, {}
-    for name, split in zip(SPLITS, store.open_dataset(config.data), strict=True):
+    data = config.data.copy_and_resolve_references()
+    if not labels:
+        data.train.labels = data.test.labels = ""
+    splits, given = {}, {}
+    for name, split in zip(SPLITS, store.open_dataset(data), strict=True):
         spaces = (split.phi1.arrays, split.phi2.arrays) if split else ()
-        if split is None or not all(spaces) or split.labels is None:
-            raise UserError(f"data.{name}.phi1, phi2 and labels are needed for the scores")
-        splits[name], labels[name] = split, split.labels
-    return splits, labels
+        if split is None or not all(spaces):
+            raise UserError(f"data.{name}.phi1 and phi2 are needed: both splits are labelled")
+        if labels and split.labels is None:
+            raise UserError(f"data.{name}.labels is needed for the scores")
+        splits[name] = split
+        if split.labels is not None:
+            given[name] = split.labels
+    return splits, given
 
 
-def space_name(paths: str | tuple[str, ...]) -> str:
-    """A short name of a space, from the names of its files."""
-    files = [paths] if isinstance(paths, str) else paths
-    names = (file.rpartition("/")[2].partition(".")[0] for file in files)
-    return "+".join(name.removesuffix("_train") for name in names)
+def space_names(phi1: str | Sequence[str], phi2: str | Sequence[str]) -> tuple[str, str]:
+    """Short names of two spaces: of the arrays in their files, or of the files or their folders.
+
+    Args:
+      phi1: file of the train rows, or several that are joined.
+      phi2: the same of the other space.
+
+    Returns:
+      The first of these names that tell the spaces apart.
+    """
+    both = [[phi] if isinstance(phi, str) else phi for phi in (phi1, phi2)]
+    parts = [[formats.locate(path) for path in paths] for paths in both]
+    found = [
+        ("+".join(map(name, parts[0])), "+".join(map(name, parts[1])))
+        for name in (_array_name, _file_name, _folder_name)
+    ]
+    return next((names for names in found if names[0] != names[1]), found[0])
+
+
+def _array_name(place: formats.Address) -> str:
+    return place.member or _file_name(place)
+
+
+def _file_name(place: formats.Address) -> str:
+    return place.file.stem.removesuffix("_train")
+
+
+def _folder_name(place: formats.Address) -> str:
+    return place.file.parent.name
 
 
 def choose(pair: Pair, split: str, which: str) -> tuple[np.ndarray, ...]:

@@ -100,7 +100,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
-    baselines.check(len(options.seeds), options.set)
+    for seed in options.seeds:
+        baselines.check(len(options.seeds), seed, options.set)
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: one is given twice")
     return options

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import figures
 import numpy as np
+import pairs
 from ml_collections import config_dict
 
 from hume_jax import config as config_lib
@@ -80,7 +81,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     config = figures.load_config(options.config, options.fields)
     if not (config.data.train.labels and config.data.test.labels):
         raise UserError("data.train.labels and data.test.labels are needed for the scores")
-    names = (_space(config.data.train.phi1), _space(config.data.train.phi2))
+    names = pairs.space_names(config.data.train.phi1, config.data.train.phi2)
     runs = []
     for direction in options.directions:
         phi1, phi2 = names[::-1] if direction == "reversed" else names
@@ -105,17 +106,15 @@ def plan(options: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def _space(paths: str | Sequence[str]) -> str:
-    """A short name of a space, from the names of its files."""
-    files = [paths] if isinstance(paths, str) else paths
-    return "+".join(pathlib.Path(file).stem.removesuffix("_train") for file in files)
-
-
 def _exchange(config: config_dict.ConfigDict) -> tuple[str, ...]:
-    """Flags that exchange phi1 and phi2."""
+    """Flags that exchange phi1 and phi2, and what they are encoded by."""
     return tuple(
-        f"--config.data.{split}.{field}={config.data[split][other]}"
-        for split in ("train", "test")
+        f"--config.{part}.{field}={values[other]}"
+        for part, values in (
+            ("data.train", config.data.train),
+            ("data.test", config.data.test),
+            ("encode", config.encode),
+        )
         for field, other in (("phi1", "phi2"), ("phi2", "phi1"))
     )
 

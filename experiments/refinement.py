@@ -17,6 +17,7 @@ OUT/encoders and OUT/scores, from which a later run takes it.
 """
 
 import functools
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import scored
 import votes
+from ml_collections import config_dict
 
 from hume_jax.core import search, task_encoder
 from hume_jax.evaluation import metrics
@@ -119,10 +121,18 @@ def results_of(run: votes.Run, folder: pathlib.Path) -> dict[str, votes.Labels]:
             settings, steps = change(problem().settings), run.config.search.steps
             return {"theta": refine(problem(), run.config.seed, vote[0], settings, steps)}
 
-        given = {"search": name, "config": run.config.to_json_best_effort(sort_keys=True)}
+        given = {"search": name, "config": _unlabelled(run.config)}
         arrays = scored.kept(folder / "encoders", given, run.dataset.train, vote[0], make)
         found[name] = labelled(run, arrays["theta"])
     return found
+
+
+def _unlabelled(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """A config but for its labels, of which a search does not depend."""
+    values: dict[str, Any] = json.loads(config.to_json_best_effort())
+    for split in ("train", "test"):
+        del values["data"][split]["labels"]
+    return values
 
 
 def measure(runs: Sequence[votes.Run], folder: pathlib.Path) -> dict[str, dict[str, list[float]]]:

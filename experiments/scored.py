@@ -18,7 +18,7 @@ from hume_jax.representations.arrays import checks
 # Labelings that are scored at a time, and kept together.
 _AT_A_TIME = 16
 # What the scores depend on, beside the labels.
-_PARTS = ("n_classes", "class_prior", "score", "seed")
+_PARTS = ("n_classes", "class_prior", "score", "seed", "precision")
 
 
 def scores(
@@ -51,6 +51,7 @@ def _scores(
     given["entropy_weight"] = config.search.entropy_weight
 
     def make() -> dict[str, Any]:
+        figures.use_precision(config)
         log_prior = np.log(planning.class_prior(config)).astype(np.float32)
         return scoring.score_tasks(config, (split,), labels, log_prior)
 

@@ -18,6 +18,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import baselines
 import figures
 import numpy as np
 from ml_collections import config_dict
@@ -39,7 +40,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--hold-out", type=float, help="share of the train rows that become test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the arrays")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    baselines.check(1, options.seed)
+    return options
 
 
 def choose(options: argparse.Namespace, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,10 +86,11 @@ def write(config: config_dict.ConfigDict, options: argparse.Namespace) -> str:
     """Writes the arrays; returns what was written, a line a split.
 
     Raises:
-      UserError: fields that are not one `.npy` file each, a file in the way, or as `choose`.
+      UserError: fields that are not one `.npy` file each, a file that cannot be read or is in the
+        way, or as `choose`.
     """
     paths = {s: {f: _path(config, s, f) for f in FIELDS} for s in ("train", "test")}
-    arrays = {field: np.load(path, mmap_mode="r") for field, path in paths["train"].items()}
+    arrays = {field: _open(field, path) for field, path in paths["train"].items()}
     chosen = choose(options, np.asarray(arrays["labels"]))
     found = {
         options.out / paths[split][field].name: np.asarray(array[rows])
@@ -97,10 +101,19 @@ def write(config: config_dict.ConfigDict, options: argparse.Namespace) -> str:
         raise UserError("files of two fields have one name: both cannot be in one folder")
     # All of them are looked at before the first is written.
     missing = [path for path, array in found.items() if not _holds(path, array)]
+    figures.make_folder(options.out)
     for path in missing:
         store.save_array(path, found[path])
     n = len(arrays["labels"])
     return "\n".join(f"{split}: {len(rows)} of {n} train rows" for split, rows in chosen.items())
+
+
+def _open(field: str, path: pathlib.Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.train.{field}: {path} cannot be read ({error})") from error
+    return array
 
 
 def _holds(path: pathlib.Path, array: np.ndarray) -> bool:
@@ -131,7 +144,6 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the arrays and says how many rows they have."""
     options = parse_arguments(arguments)
     config = figures.load_config(options.config, options.fields)
-    figures.make_folder(options.out)
     print(write(config, options))
 
 

@@ -17,6 +17,7 @@ which a later run takes it.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 import scored
 from ml_collections import config_dict
 
+from hume_jax import config as config_lib
 from hume_jax import labelling, planning, scoring
 from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus, soft_vote
@@ -109,13 +111,28 @@ def read_runs(options: argparse.Namespace) -> list[Run]:
     """The tasks of the runs that a command line names, a run a seed.
 
     Raises:
-      UserError: one of them will not do, see `read_run`, or they differ in their tasks or rows.
+      UserError: one of them will not do, see `read_run`, or they differ in more than their seeds.
     """
     folders = [part for folder in options.runs for part in figures.seed_folders(folder)]
     runs = [read_run(folder, blind=options.blind) for folder in folders]
-    if len({run.train.shape for run in runs}) > 1:
-        raise UserError("the runs differ in their number of tasks or rows: give runs of one kind")
+    for run, folder in zip(runs, folders, strict=True):
+        if (named := _other(run, runs[0])) is not None:
+            raise UserError(
+                f"{folder} and {folders[0]} differ in {named}: give runs of one kind, which differ "
+                "in their seeds alone"
+            )
     return runs
+
+
+def _other(one: Run, first: Run) -> str | None:
+    """What tells the kinds of two runs apart, if anything does."""
+    if one.train.shape != first.train.shape:
+        return "their number of tasks or rows"
+    ours, theirs = (
+        config_lib.flatten(json.loads(run.config.to_json_best_effort())) for run in (one, first)
+    )
+    told = (*figures.PARTS, "data.train.phi", "data.test.phi")
+    return next((f for f in theirs if f.startswith(told) and ours.get(f) != theirs[f]), None)
 
 
 def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
@@ -131,6 +148,7 @@ def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
     if not (folder / "results.json").exists():
         raise UserError(f"{folder} has no results.json: give the workdirs of finished runs")
     config = figures.stored_config(folder)
+    figures.use_precision(config)
     if config.ensemble.select != "all" or config.setting != "inductive":
         raise UserError(
             f"{folder}: a run with ensemble.select={config.ensemble.select} and the setting "

@@ -50,6 +50,9 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array, Views], jax.Array]] = {
     "self-labelling of scan": self_labelling_loss,
     "self_classifier": lambda own, near, _: self_classifier.cross_entropy(own, near),
     "twist": lambda own, near, _: twist.loss(own, near, 1.0, 0.7),
+    "twist of normalised logits": lambda own, near, _: twist.loss(
+        twist._normalised(own), twist._normalised(near), 1.0, 0.7
+    ),
     "temi": temi_loss,
     "spice": spice_loss,
 }
@@ -344,6 +347,12 @@ def test_the_supervised_head_learns_from_rows_that_are_not_held_out() -> None:
     np.testing.assert_allclose(info.loss[0], expected, rtol=1e-5)
     right = fine_tune.predict(after, data.spaces)[0] == true
     np.testing.assert_allclose(after.accuracy[0], right[held].mean())
+    # A pass that is no better than the best so far goes on, and is not what labels rows.
+    best = after._replace(accuracy=jnp.ones(1))
+    worse, _ = fine_tune.step(best, 0, data, settings)
+    assert np.abs(worse.trained.params.last.w - best.trained.params.last.w).max() > 1e-4
+    np.testing.assert_array_equal(worse.best.last.w, best.best.last.w)
+    np.testing.assert_array_equal(worse.accuracy, [1.0])
 
 
 def test_batches_hold_every_row_once_but_for_those_left_over() -> None:

@@ -146,3 +146,5 @@ def test_turtle_finds_in_a_second_space_what_the_first_does_not_show() -> None:
     merged = unit(np.where((true == 1)[:, None], spaces[0][true == 2].mean(axis=0), spaces[0]))
     labels, scores = run("turtle", Data((jnp.asarray(merged), jnp.asarray(spaces[1]))), (0, 1, 2))
     assert metrics.clustering_accuracy(labels[np.argmin(scores)], true) > 0.95
+    alone, _ = run("turtle", Data((jnp.asarray(merged),)), (0, 1, 2))
+    assert max(metrics.clustering_accuracy(each, true) for each in alone) < 0.85

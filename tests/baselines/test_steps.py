@@ -125,6 +125,17 @@ def test_a_turn_of_spice_teaches_the_labels_of_its_prototypes() -> None:
     np.testing.assert_allclose(info.loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("patience", [0, 2])
+def test_turns_of_spice_are_left_out_where_labels_rest(patience: int) -> None:
+    _, data = one_space()
+    settings = spice.Settings(K, hidden=4, batch=N, sub_batch=N, patience=patience)
+    state = spice.init(0, jnp.arange(S), data, settings)
+    quiet = state._replace(watch=state.watch._replace(quiet=jnp.full(S, 2)))
+    after, _ = spice.step(quiet, 0, data, settings)
+    moved = np.abs(after.trained.params.last.w - state.trained.params.last.w).max() > 0
+    assert moved == (patience == 0)
+
+
 def test_the_stages_of_spice_share_no_moments() -> None:
     _, data = one_space()
     settings = spice.Settings(K, hidden=4, turns=2, batch=N, sub_batch=N, passes=2, threshold=0.0)

@@ -173,7 +173,13 @@ def test_the_commit_of_a_checkout(tmp_path: pathlib.Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     nowhere = tmp_path / "nowhere"
-    asked = command(tmp_path, nowhere, *arrays)
+    with pytest.raises(UserError, match="--torch-python=.*nowhere: no such program"):
+        authors_code.main(command(tmp_path, nowhere, *arrays))
+    # Without PyTorch, or whatever else fails.
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 3\n")
+    failing.chmod(0o755)
+    asked = command(tmp_path, failing, *arrays)
     nothing = "nothing to compare: give the checkouts of --methods by --turtle, --temi or --scan"
     with pytest.raises(UserError, match=nothing):
         authors_code.main(asked)

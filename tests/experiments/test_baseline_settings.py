@@ -53,11 +53,24 @@ def test_what_the_other_settings_are_at(arrays: list[str], tmp_path: pathlib.Pat
     given = ["--config=configs/arrays.py", f"--out={tmp_path}", "--starts=2"]
     grid = ["--set", "kmeans.starts=3", "scan.passes=2", "--grid", "kmeans.steps=1"]
     baseline_settings.main([*given, *grid, "--", *arrays])
-    with np.load(tmp_path / "kmeans-steps=1.npz") as stored:
+    with np.load(tmp_path / "kmeans-phi1-steps=1.npz") as stored:
         settings = json.loads(str(stored["settings"]))["settings"]
     assert (settings["starts"], settings["steps"]) == (3, 1)
     with pytest.raises(UserError, match="scan has no number called 'pases'"):
         baseline_settings.main([*given, *grid, "--set", "scan.pases=2", "--", *arrays])
+
+
+def test_other_spaces_are_other_results(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    tables = []
+    for spaces in ("phi1", "joined"):
+        run(tmp_path, arrays, "kmeans.steps=2", f"--spaces={spaces}")
+        tables.append((tmp_path / "table.md").read_text())
+    assert tables[0] != tables[1]
+
+
+def test_no_labels_are_needed(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    run(tmp_path, [field for field in arrays if ".labels=" not in field], "kmeans.steps=2")
+    assert "k-means" in (tmp_path / "table.md").read_text()
 
 
 def value(score: float, agreement: float) -> baseline_settings.Value:
@@ -72,6 +85,8 @@ def value(score: float, agreement: float) -> baseline_settings.Value:
         ([(2.0, 0.9), (1.0, 0.8), (3.0, 0.7)], (1, "own score")),
         ([(1.0, 0.8), (1.0, 0.9), (1.0, 0.7)], (1, "agreement of the starts")),
         ([(1.0, float("nan"))], (0, "own score")),
+        # The starts of the first diverged.
+        ([(float("nan"), 0.9), (2.0, 0.8), (1.0, 0.7)], (2, "own score")),
     ],
 )
 def test_starts_that_agree_decide_where_the_score_does_not(

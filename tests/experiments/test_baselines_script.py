@@ -5,6 +5,7 @@ import pathlib
 
 import baselines
 import numpy as np
+import pairs
 import pytest
 
 from hume_jax.baselines import running
@@ -126,6 +127,11 @@ def test_settings_of_methods() -> None:
         (("--methods", "kmeans", "--set", "twist.pases=3"), "twist has no number called 'pases'"),
         (("--methods", "kmeans", "--spaces", "both"), "twist, turtle, turtle_warm take two spaces"),
         (("--methods", "kmeans", "--starts=0"), "--starts=0: it must be at least 1"),
+        (("--methods", "kmeans", "--seed=-1"), "--seed=-1: it must be from 0 to 2147483647"),
+        (
+            ("--methods", "kmeans", "--", "--config.setting=transductive"),
+            "setting=transductive: the",
+        ),
         (("--methods", "kmeans", "--at-a-time=0"), "--at-a-time=0: it must be at least 1"),
         (
             ("--methods", "temi", "--at-a-time=2", "--set", "temi.together=1"),
@@ -154,5 +160,45 @@ def test_an_out_that_can_be_no_folder(tmp_path: pathlib.Path, arrays: list[str])
 
 def test_labels_are_needed_for_the_scores(tmp_path: pathlib.Path, arrays: list[str]) -> None:
     few = [field for field in arrays if "test.labels" not in field]
-    with pytest.raises(UserError, match="data.test.phi1, phi2 and labels are needed"):
+    with pytest.raises(UserError, match="data.test.labels is needed for the scores"):
         baselines.main(command(tmp_path / "out", few, "--methods", "kmeans"))
+    few = [field for field in arrays if ".test." not in field]
+    with pytest.raises(UserError, match="data.test.phi1 and phi2 are needed"):
+        baselines.main(command(tmp_path / "out", few, "--methods", "kmeans"))
+
+
+def test_rows_that_were_written_over_are_others(tmp_path: pathlib.Path, arrays: list[str]) -> None:
+    asked = command(tmp_path / "out", arrays, "--methods", "kmeans", *SHORT)
+    baselines.main(asked)
+    path = pathlib.Path(next(f for f in arrays if "train.phi1" in f).partition("=")[2])
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(UserError, match="kmeans-phi1.npz was made with other settings or of other"):
+        baselines.main(asked)
+
+
+def test_a_start_that_diverged_is_never_the_best() -> None:
+    scores = np.array([1.0, np.nan, 0.5, 2.0], np.float32)
+    assert baselines.best(scores) == 2
+    assert baselines.better_half(scores).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("phi1", "phi2", "names"),
+    [
+        ("x/effnet_lite0_train.npy", "x/clip_train.npy", ("effnet_lite0", "clip")),
+        ("vit_v1.5_train.npy", "vit_v1.6_train.npy", ("vit_v1.5", "vit_v1.6")),
+        ("data/mocov2/stl10train.npy", "data/dino/stl10train.npy", ("mocov2", "dino")),
+        (("a_train.npy", "b_train.npy"), "c.npy", ("a+b", "c")),
+        ("a_train.npy", "a_train.npy", ("a", "a")),
+    ],
+)
+def test_names_of_spaces(phi1: str, phi2: str, names: tuple[str, str]) -> None:
+    assert pairs.space_names(phi1, phi2) == names
+
+
+def test_arrays_of_one_file_are_named_apart(tmp_path: pathlib.Path) -> None:
+    np.savez(tmp_path / "all.npz", vit=np.zeros(2), clip=np.zeros(2))
+    assert pairs.space_names(f"{tmp_path}/all.npz:vit", f"{tmp_path}/all.npz:clip") == (
+        "vit",
+        "clip",
+    )

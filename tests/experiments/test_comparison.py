@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import re
 import shutil
+from typing import Any
 
 import baselines
 import comparison
@@ -12,6 +14,7 @@ import numpy as np
 import pairs
 import pytest
 
+from hume_jax import planning
 from hume_jax.baselines.methods import METHODS
 from hume_jax.errors import UserError
 
@@ -47,8 +50,15 @@ def test_classes_without_a_partner_are_wrong() -> None:
     np.testing.assert_array_equal(
         comparison.correct(row, true), [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1]]
     )
-    with pytest.raises(UserError, match="6 test rows, the config has 5"):
-        comparison.correct(row, true[:5])
+
+
+def test_rows_of_other_datasets() -> None:
+    row = kept.Row("m", "s", "w", ("a",), np.array([[5, 2, 9]]), (0.0,))
+    kept.check_rows(row, 3, 10)
+    with pytest.raises(UserError, match="m labelled 3 test rows, the config has 5"):
+        kept.check_rows(row, 5, 10)
+    with pytest.raises(UserError, match="m found 10 classes or more, the config has 9"):
+        kept.check_rows(row, 3, 9)
 
 
 @pytest.fixture
@@ -144,6 +154,9 @@ def test_shares_of_the_gap_in_one_space_and_in_both() -> None:
     ]  # fmt: skip
     found = [{"method": m, "spaces": s, "acc": [acc]} for m, s, acc in rows]
     (one,) = comparison.closed(found, ("a", "b"))
+    # Where the probe finds no more than k-means there is no way to go.
+    level = [row | {"acc": [0.6]} for row in found]
+    assert comparison.closed(level, ("a", "b")) == []
     assert one == (
         "The first row closes 75.0% of the gap between the best k-means row of one space (0.6000) "
         "and the best probe there (1.0000)."
@@ -190,7 +203,7 @@ def test_rows_are_named_by_what_they_were_made_with(
     assert rows[0]["what"] == "votes of 4 tasks, encoder.start=rows, 2 seeds"
     spaces = {row["method"]: row["spaces"] for row in rows}
     config = figures.load_config("configs/arrays.py", arrays)
-    names = [pairs.space_name(config.data.train[field]) for field in ("phi1", "phi2")]
+    names = pairs.space_names(config.data.train.phi1, config.data.train.phi2)
     assert spaces["supervised linear probe"] == names[0]
     assert spaces["k-means"] == names[1]
     assert spaces["TURTLE, cold start"] == " and ".join(names)
@@ -236,6 +249,50 @@ def test_the_time_of_a_run_that_went_on_is_not_known(
         assert row["seconds"] == expected
     table = (finished / "out" / "table.md").read_text().splitlines()
     assert table[2].split("|")[-2].strip() == "-"
+
+
+def test_baselines_of_other_rows_are_told(finished: pathlib.Path, arrays: list[str]) -> None:
+    path = finished / "baselines" / "kmeans-phi1.npz"
+    stored = dict(np.load(path))
+    settings = json.loads(str(stored["settings"]))
+    pair = pairs.load(figures.load_config("configs/arrays.py", arrays))
+
+    def rewrite(**other: Any) -> None:
+        changed = {"settings": json.dumps(settings | {"data": pair.made_of | other})}
+        np.savez(path, **{**stored, **changed})
+
+    keep = f"--keep={finished / 'kept'}"
+    for other in ({"rows": ["(3, 2) float32"]}, {"n_classes": 12}):
+        rewrite(**other)
+        with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows"):
+            comparison.main(command(finished, arrays, keep))
+        assert not (finished / "kept").exists()
+    rewrite()
+    comparison.main(command(finished, arrays, keep))
+    with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows, or for another n"):
+        comparison.main(command(finished, [*arrays, "--config.n_classes=2"]))
+    # What their names do not tell is not written beside the labels that are kept.
+    assert all("data" not in json.loads(row.made_with) for row in kept.read(finished / "kept"))
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "named"),
+    [
+        ("turtle", {"steps": 300}, ", 300 of 6000 steps"),
+        ("spice", {"passes": 0}, ", 20 of 40 steps"),
+        ("temi", {"batch": 1024, "n_classes": 1}, ", batch=1024"),
+        ("turtle", {"steps": 300, "look": 10}, ", 300 of 6000 steps, look=10"),
+        ("kmeans", {}, ""),
+    ],
+)
+def test_settings_that_are_not_the_usual_are_named(
+    method: str, asked: dict[str, Any], named: str
+) -> None:
+    where = pathlib.Path("temi-phi1.npz")
+    stored = METHODS[method].settings(2)._asdict() | asked
+    assert comparison.changed_settings(method, json.loads(json.dumps(stored)), where) == named
+    with pytest.raises(UserError, match="temi-phi1.npz was made when .* had the settings speed"):
+        comparison.changed_settings(method, stored | {"speed": 3}, where)
 
 
 def test_parts_of_what_has_not_finished_are_left_out(
@@ -294,16 +351,20 @@ def test_a_new_run_can_join_the_labels_that_are_kept(dataset: str) -> None:
     """They have the fields and, but for what their names tell, the values of now."""
     rows = kept.read(pathlib.Path("docs/labels") / dataset)
     config = figures.load_config(f"experiments/datasets/{CONFIGS[dataset]}")
-    usual = json.loads(config.to_json_best_effort())
-    titles = {entry.title: entry for entry in METHODS.values()}
+    titles = {entry.title: name for name, entry in METHODS.items()}
     for row in rows:
         made = json.loads(row.made_with)
         if row.method == kept.HUME:
-            made["search"]["spaces"] = usual["search"]["spaces"]  # The row's name has them.
-            assert made == {part: usual[part] for part in made}, row.kind
-            assert set(made) <= set(comparison.PARTS)
+            assert set(made) == set(figures.PARTS), row.kind
+            told = comparison.changed_fields(made, config)
+            assert re.fullmatch(rf"votes of \d+ tasks{re.escape(told)}", row.what), row.kind
         else:
-            assert set(made["settings"]) == set(titles[row.method].settings(2)._asdict()), row.kind
+            method = titles[row.method]
+            assert set(made["settings"]) == set(METHODS[method].settings(2)._asdict()), row.kind
+            changed = comparison.changed_settings(method, made["settings"], pathlib.Path())
+            assert row.what.partition(",")[1:] == changed.partition(",")[1:], row.kind
+            if row.what.startswith("vote"):
+                assert made["evenness"] == planning.evenness(config), row.kind
 
 
 def test_what_cannot_be_one_row_is_named(tmp_path: pathlib.Path) -> None:
@@ -320,6 +381,12 @@ def test_what_cannot_be_one_row_is_named(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "other.npz", labels=np.zeros(3))
     with pytest.raises(UserError, match="other.npz is no file of labels"):
         kept.read(tmp_path)
+
+
+def test_a_seed_that_is_there_twice() -> None:
+    one = kept.Row(kept.HUME, "a", "votes", ("seed 0",), np.array([[0, 1]]), (1.0,), "x")
+    with pytest.raises(UserError, match="HUME, a, votes: seed 0 is there twice: give each run"):
+        kept.merge([one, one])
 
 
 def test_nothing_to_compare(tmp_path: pathlib.Path, arrays: list[str]) -> None:

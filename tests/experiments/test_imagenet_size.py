@@ -95,6 +95,17 @@ def test_mistakes_take_one_line(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=r"9\.5 GB are needed, 1\.0 GB are free: .*--scale=4"):
         imagenet_size.make_files(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_is_asked_for_what_is_missing_alone(small, tmp_path, monkeypatch):
+    flags = imagenet_size.make_files(tmp_path, 3)
+    missing = dict(flag.split("=") for flag in flags)["--config.data.train.phi2"]
+    os.unlink(missing)
+    usage = type("Usage", (), {"free": 2 * 300 * 16})
+    monkeypatch.setattr(imagenet_size.shutil, "disk_usage", lambda _: usage)
+    assert imagenet_size.make_files(tmp_path, 3) == flags
+    assert np.load(missing).shape == (300, 16)
 
 
 SMALL = (

@@ -81,3 +81,6 @@ def test_what_will_not_do_is_told(arrays: list[str], tmp_path: pathlib.Path) -> 
     kept.write(tmp_path / "kept", row._replace(what="vote", labels=np.zeros((1, 7), int)))
     with pytest.raises(UserError, match="SCAN labelled 7 test rows, the config has 60"):
         labels_generalization.main(command(tmp_path, arrays))
+    kept.write(tmp_path / "kept", row._replace(what="vote", labels=np.full((1, 60), 5)))
+    with pytest.raises(UserError, match="SCAN found 6 classes or more, the config has 3"):
+        labels_generalization.main(command(tmp_path, arrays))

@@ -75,7 +75,7 @@ def test_arrays_that_will_not_do_are_no_missing_ones(
     fields = [field.removeprefix("--config.") for field in arrays]
     without = [field for field in fields if "test.labels" not in field]
     asked = ["supervised", "--config=configs/arrays.py", f"--out={tmp_path}", "--field"]
-    with pytest.raises(UserError, match="data.test.phi1, phi2 and labels are needed"):
+    with pytest.raises(UserError, match="data.test.labels is needed for the scores"):
         poster.main([*asked, *without])
     # A file that is named and not there is one.
     poster.main([*asked, *without, f"data.test.labels={tmp_path / 'labels.npy'}"])
@@ -100,9 +100,12 @@ def test_on_arrays_that_are_there(
     assert found["published"] == {}
     # Three well separated classes.
     assert min(found["ours"]["probe"]["acc"]) > 95
-    assert found["ours"]["inductive"]["acc"] != found["ours"]["transductive"]["acc"] or (
-        min(found["ours"]["inductive"]["acc"]) > 95
-    )
+    for setting in ("inductive", "transductive"):
+        (config,) = (p for p in out.rglob("config.json") if setting in p.parts)
+        assert json.loads(config.read_text())["setting"] == setting
+        (results,) = (p for p in out.rglob("results.json") if setting in p.parts)
+        acc = json.loads(results.read_text())["ensemble"]["test"]["acc"]
+        assert found["ours"][setting]["acc"] == pytest.approx([100 * acc])
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     poster.main(asked)
     assert capsys.readouterr().out == first

@@ -73,8 +73,10 @@ def test_the_table(workdir, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scoring, "score_tasks", stopped)
         refinement.main([str(workdir), f"--out={tmp_path}"])
-    # It goes on where it was stopped: nothing is searched again.
+    # It goes on where it was stopped: nothing is searched again, with labels or without.
     monkeypatch.setattr(refinement, "refine", stopped)
+    refinement.main([str(workdir), "--blind", f"--out={tmp_path}"])
+    capsys.readouterr()
     refinement.main([str(workdir), f"--out={tmp_path}"])
     table = (tmp_path / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out

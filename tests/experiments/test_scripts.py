@@ -63,6 +63,16 @@ def test_dataset_in_either_direction(repository, name):
     assert other == figures.load_config(f"{spec}:source=a", backward.flags[1:])
 
 
+def test_encoders_are_exchanged_with_what_they_encode(repository):
+    spec = f"{repository}/experiments/datasets/imagenette_images.py"
+    usual = figures.load_config(spec)
+    (run,) = real_data.plan(options(spec, ["reversed"]))
+    other = figures.load_config(spec, run.flags[1:])
+    assert (other.encode.phi1, other.encode.phi2) == (usual.encode.phi2, usual.encode.phi1)
+    for split in ("train", "test"):
+        assert other.data[split].phi1 == usual.data[split].phi2
+
+
 def options(config, directions=real_data.DIRECTIONS, **more):
     """Options of `real_data`, as its command line gives them."""
     values = {"config": config, "fields": [], "seeds": [0], "directions": directions, **more}

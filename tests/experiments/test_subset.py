@@ -71,13 +71,21 @@ def test_some_rows_and_a_long_tail(arrays: list[str], tmp_path: pathlib.Path) ->
         ("--rows=100000", "there are"),
         ("--long-tail=0.5", "must be at least 1"),
         ("--hold-out=1", "between 0 and 1"),
+        ("--hold-out=0.5 --seed=-1", "--seed=-1: it must be from 0"),
     ],
 )
 def test_numbers_that_will_not_do(
     arrays: list[str], tmp_path: pathlib.Path, what: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run(tmp_path / "out", arrays, what)
+        run(tmp_path / "out", arrays, *what.split())
+
+
+def test_arrays_that_are_not_there_are_named(arrays: list[str], tmp_path: pathlib.Path) -> None:
+    more = [*arrays, f"--config.data.train.phi2={tmp_path / 'nowhere.npy'}"]
+    with pytest.raises(UserError, match=r"data\.train\.phi2: .*nowhere\.npy cannot be read"):
+        run(tmp_path / "out", more, "--rows=2")
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_files_are_told(arrays: list[str], tmp_path: pathlib.Path) -> None:

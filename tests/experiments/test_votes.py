@@ -1,6 +1,8 @@
 """Votes of the tasks of finished runs: who votes, and how; the run's own is among them."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -120,6 +122,14 @@ def test_labels_may_stay_unopened(workdir, tmp_path):
 def test_runs_that_will_not_do(workdir, tmp_path):
     with pytest.raises(UserError, match=r"has no results\.json"):
         votes.main([str(tmp_path), f"--out={tmp_path}"])
+    # A run of another temperature is no further seed.
+    other = tmp_path / "other"
+    shutil.copytree(workdir / "seed_1", other)
+    config = json.loads((other / "config.json").read_text())
+    config["encoder"]["temperature"] = 0.9
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"other and .*seed_0 differ in encoder.temperature"):
+        votes.main([str(workdir / "seed_0"), str(other), f"--out={tmp_path}"])
     half = finished(tmp_path / "half", select="agreement")
     with pytest.raises(UserError, match=r"ensemble\.select=agreement"):
         votes.main([str(half), f"--out={tmp_path}"])
