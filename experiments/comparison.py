@@ -2,8 +2,8 @@
 
     python experiments/comparison.py --config=experiments/datasets/imagenette.py \
         --hume runs/hume/imagenette runs/hume/imagenette_forward \
-        --baselines runs/baselines_imagenette --keep=docs/labels/imagenette \
-        --out=runs/comparison_imagenette
+        --baselines runs/baselines_imagenette_64 --out=runs/comparison_imagenette
+    python experiments/comparison.py --keep=docs/labels/imagenette --out=runs/comparison_imagenette
 
 Takes finished work alone and runs no method: workdirs of `hume_jax.main`, of one seed or several,
 and folders of `baselines.py`; without them, what `--keep` holds. With it the labels of the test

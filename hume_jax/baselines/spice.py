@@ -26,9 +26,10 @@ heads and the one of lowest loss is kept; here every start is a head, and `score
 batch of its last turn. Theirs takes 100 passes over the rows for its turns; here there are 20 turns
 at most, whose loss more of them do not lower on Imagenette's train rows, and they end when labels
 rest (fewer than 0.1 % of the rows change in each of `patience` turns). That loss does not see the
-last stage: its passes and rate are those at which starts agree most there, which takes no label
-either (`experiments/baseline_settings.py`, docs/RESULTS.md): no pass for 150 classes, where few
-rows have the 100 neighbours of one class that a reliable label asks for.
+last stage: its rate is the one at which starts agree most there, which takes no label either
+(`experiments/baseline_settings.py`, docs/RESULTS.md); by the same rule 20 passes and none are level
+there, and 150 classes, where few rows have the 100 neighbours of one class that a reliable label
+asks for, had better have none.
 """
 
 from typing import NamedTuple
