@@ -194,7 +194,7 @@ PREPARED: dict[str, Settings] = {
 # On CLINC150.
 _FEWER: dict[str, Any] = {"search.steps": 80, "search.anneal_steps": (48, 64)}
 MANY: dict[str, Settings] = {
-    # The settings of the dataset's config are the first.
+    # The settings of the cell are the first.
     "many_classes": [
         {**setting, "seed": seed}
         for setting in (
@@ -309,7 +309,7 @@ def _without_labels(variants: Sequence[str]) -> config_dict.ConfigDict:
     config.score.rows = 1500
     config.data.train.labels = ""
     _hide_test_rows(config)
-    # The length of the cell, whatever the dataset's config has by now.
+    # The cell's own length, half that of the dataset's config.
     fast = config.presets.fast
     fast.search.steps, fast.search.anneal_steps = 160, (96, 128)
     fast.inner.newton_steps = 6
