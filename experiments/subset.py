@@ -111,7 +111,7 @@ def write(config: config_dict.ConfigDict, options: argparse.Namespace) -> str:
 def _open(field: str, path: pathlib.Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"data.train.{field}: {path} cannot be read ({error})") from error
     return array
 
