@@ -52,8 +52,6 @@ _COUNTS = (
     "repeats", "starts",
 )  # fmt: skip
 _SHARES = ("momentum", "reliable", "share", "threshold")
-# Seeds are 32-bit integers in the program.
-_LAST_SEED = 2**31 - 1
 
 
 class Job(NamedTuple):
@@ -91,7 +89,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def check(starts: int, seed: int = 0, changes: Sequence[str] = ()) -> None:
+def check(starts: int, seed: int, changes: Sequence[str]) -> None:
     """Checks starts, their seed and settings before any method runs.
 
     Raises:
@@ -99,8 +97,7 @@ def check(starts: int, seed: int = 0, changes: Sequence[str] = ()) -> None:
     """
     if starts < 1:
         raise UserError(f"--starts={starts}: it must be at least 1")
-    if not 0 <= seed <= _LAST_SEED:
-        raise UserError(f"--seed={seed}: it must be from 0 to {_LAST_SEED}")
+    figures.check_seed(seed)
     for method in METHODS:
         settings_of(method, 2, changes)
 

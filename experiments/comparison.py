@@ -60,7 +60,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the table")
     options = parser.parse_args(arguments)
-    baselines.check(1, options.seed)
+    figures.check_seed(options.seed)
     return options
 
 
@@ -212,10 +212,9 @@ def changed_settings(method: str, asked: Mapping[str, Any], where: pathlib.Path)
             f"{where} was made when {method} had the settings {', '.join(sorted(gone))}: run it "
             "again"
         )
+    usual = json.loads(json.dumps(default._asdict()))
     changed = {
-        name: value
-        for name, value in asked.items()
-        if name != "n_classes" and value != _as_json(getattr(default, name))
+        name: value for name, value in asked.items() if name != "n_classes" and value != usual[name]
     }
     length = default._replace(**changed).length
     text = f", {length} of {default.length} steps" if length != default.length else ""
@@ -224,10 +223,6 @@ def changed_settings(method: str, asked: Mapping[str, Any], where: pathlib.Path)
         for name, value in changed.items()
         if default._replace(**{name: value}).length == default.length
     )
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _space_names(names: tuple[str, str], spaces: str) -> str:
@@ -357,11 +352,6 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*best(floors), *best(others), found[0], *best(ceilings)]
 
 
-def _check(rows: Sequence[Row], n: int, n_classes: int) -> None:
-    for row in rows:
-        kept_labels.check_rows(row, n, n_classes)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Reads what there is, then writes and prints the table."""
     options = parse_arguments(arguments)
@@ -373,12 +363,12 @@ def main(arguments: Sequence[str]) -> None:
     rows += [row for folder in options.baselines for row in of_baselines(folder, pair)]
     true = np.unique(pair.labels["test"], return_inverse=True)[1]
     # Nothing is kept that cannot stand in the table.
-    _check(rows, len(true), pair.n_classes)
+    kept_labels.check_rows(rows, len(true), pair.n_classes)
     if options.keep:
         for row in rows:
             kept_labels.write(options.keep, row)
         rows = kept_labels.read(options.keep)
-        _check(rows, len(true), pair.n_classes)
+        kept_labels.check_rows(rows, len(true), pair.n_classes)
     # HUME as the dataset's config has it stands first.
     usual = (kept_labels.HUME, searched(config))
     rows = sorted(rows, key=lambda row: ((row.method, row.spaces) != usual, kept_labels.place(row)))

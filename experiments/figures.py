@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from hume_jax import command_line, planning
+from hume_jax import command_line, config_checks, planning
 from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
@@ -89,6 +89,12 @@ def load_config(spec: str, fields: Sequence[str] = ()) -> config_dict.ConfigDict
     except flags.Error as error:
         raise UserError(str(error)) from error
     return config_lib.resolve(values["config"].value)
+
+
+def check_seed(seed: int) -> None:
+    """Raises a `UserError` if a seed is out of the range that a config's must be in."""
+    if not 0 <= seed <= config_checks.LAST_SEED:
+        raise UserError(f"--seed={seed}: it must be from 0 to {config_checks.LAST_SEED}")
 
 
 def use_precision(config: config_dict.ConfigDict) -> None:

@@ -92,22 +92,23 @@ def merge(rows: Iterable[Row]) -> list[Row]:
     return [_merge(kind, list(same)) for kind, same in itertools.groupby(found, lambda r: r.kind)]
 
 
-def check_rows(row: Row, n: int, n_classes: int) -> None:
-    """Checks that a row can be of a dataset.
+def check_rows(rows: Iterable[Row], n: int, n_classes: int) -> None:
+    """Checks that rows can be of one dataset.
 
     Raises:
-      UserError: it labels another number of test rows than n, or more classes than K.
+      UserError: one labels another number of test rows than n, or more classes than K.
     """
-    if row.labels.shape[1] != n:
-        raise UserError(
-            f"{row.what}: {row.method} labelled {row.labels.shape[1]} test rows, the config has "
-            f"{n}: all labels must be of one dataset"
-        )
-    if row.labels.max() >= n_classes:
-        raise UserError(
-            f"{row.what}: {row.method} found {row.labels.max() + 1} classes or more, the config "
-            f"has {n_classes}: all labels must be of one dataset"
-        )
+    for row in rows:
+        if row.labels.shape[1] != n:
+            raise UserError(
+                f"{row.what}: {row.method} labelled {row.labels.shape[1]} test rows, the config "
+                f"has {n}: all labels must be of one dataset"
+            )
+        if row.labels.max() >= n_classes:
+            raise UserError(
+                f"{row.what}: {row.method} found {row.labels.max() + 1} classes or more, the "
+                f"config has {n_classes}: all labels must be of one dataset"
+            )
 
 
 def place(row: Row) -> tuple[Any, ...]:

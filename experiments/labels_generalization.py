@@ -71,8 +71,7 @@ def compared(folder: pathlib.Path, given: np.ndarray, n_classes: int) -> list[Ro
         raise UserError(f"{folder} holds no votes: comparison.py --keep writes them there")
     rows.sort(key=kept_labels.place)
     rows.append(Row(GIVEN, "", "", ("given",), given[None], (0.0,)))
-    for row in rows:
-        kept_labels.check_rows(row, len(given), n_classes)
+    kept_labels.check_rows(rows, len(given), n_classes)
     return rows
 
 

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 from hume_jax import planning
 from hume_jax.errors import UserError
 from hume_jax.representations import store
-from hume_jax.representations.arrays import checks, formats
+from hume_jax.representations.arrays import formats
 from hume_jax.representations.prepare import joined_rows, space_statistics
 
 SPLITS = ("train", "test")
@@ -63,11 +63,11 @@ def load(config: config_dict.ConfigDict, *, exchanged: bool = False, labels: boo
         evenness=planning.evenness(config),
         made_of={
             "n_classes": config.n_classes,
-            "rows": [
-                [checks.digest(array) for array in getattr(splits[name], field).arrays]
-                for name in SPLITS
-                for field in ("phi1", "phi2")
-            ],
+            "rows": {
+                field: found
+                for field, found in store.fingerprint(store.Dataset(**splits)).items()
+                if not field.endswith("labels")
+            },
         },
     )
 
@@ -84,8 +84,9 @@ def open_splits(
     Raises:
       UserError: rows or labels are missing.
     """
-    data = config.data.copy_and_resolve_references()
+    data = config.data
     if not labels:
+        data = data.copy_and_resolve_references()
         data.train.labels = data.test.labels = ""
     splits, given = {}, {}
     for name, split in zip(SPLITS, store.open_dataset(data), strict=True):

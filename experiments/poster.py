@@ -100,8 +100,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
+    # These are HUME's seeds; the starts of the other methods are of seed 0.
+    baselines.check(len(options.seeds), 0, options.set)
     for seed in options.seeds:
-        baselines.check(len(options.seeds), seed, options.set)
+        figures.check_seed(seed)
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: one is given twice")
     return options

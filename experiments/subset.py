@@ -18,7 +18,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import baselines
 import figures
 import numpy as np
 from ml_collections import config_dict
@@ -41,7 +40,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the arrays")
     options = parser.parse_args(arguments)
-    baselines.check(1, options.seed)
+    figures.check_seed(options.seed)
     return options
 
 

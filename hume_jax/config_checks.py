@@ -62,7 +62,9 @@ _GREATER_THAN_ZERO = (
     "score.tolerance",
     "ensemble.fraction",
 )
-_AT_MOST = {"seed": 2**31 - 1, "ensemble.fraction": 1}
+# Seeds are 32-bit integers in the program.
+LAST_SEED = 2**31 - 1
+_AT_MOST = {"seed": LAST_SEED, "ensemble.fraction": 1}
 _LESS_THAN = {"search.train_fraction": 1}
 
 
@@ -117,12 +119,12 @@ def check_values(flat: Mapping[str, Any]) -> None:
             "order, e.g. (100, 200), or () for none"
         )
     seeds = flat["seeds"]
-    if any(type(s) is not int or not 0 <= s <= _AT_MOST["seed"] for s in seeds) or len(
-        set(seeds)
-    ) != len(seeds):
+    if any(type(s) is not int or not 0 <= s <= LAST_SEED for s in seeds) or len(set(seeds)) != len(
+        seeds
+    ):
         raise UserError(
             f"config field 'seeds' is {seeds}, it must hold different whole numbers from 0 to "
-            f"{_AT_MOST['seed']}, e.g. (0, 1, 2), or () for 'seed' alone"
+            f"{LAST_SEED}, e.g. (0, 1, 2), or () for 'seed' alone"
         )
     if flat["score.folds"] > flat["score.rows"]:
         raise UserError(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from hume_jax.baselines.method import fold_keys
+
 # Parameters of S heads: a tree whose leaves begin with S.
 Params = Any
 
@@ -66,8 +68,7 @@ def linears(keys: Array, spaces: tuple[Array, ...], outputs: int) -> tuple[Linea
       spaces: ``(n, d_i)`` each.
       outputs: K.
     """
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    return tuple(linear(fold(keys, i), x.shape[1], outputs) for i, x in enumerate(spaces))
+    return tuple(linear(fold_keys(keys, i), x.shape[1], outputs) for i, x in enumerate(spaces))
 
 
 def mlp(keys: Array, dim: int, hidden: int, outputs: int) -> Mlp:

@@ -55,6 +55,11 @@ def task_keys(seed: Array | int, tasks: Array) -> Array:
     return jax.vmap(lambda task: jax.random.fold_in(key, task))(tasks)
 
 
+def fold_keys(keys: Array, number: Array | int) -> Array:
+    """Keys of each task ``(S,)`` for one use of several, by its number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 def step_key(seed: Array | int, step: Array | int) -> Array:
     """The key of a step: of the run's seed and the step's number; no task has it."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 1), step)

@@ -25,7 +25,7 @@ from jax import Array
 
 from hume_jax.baselines import heads
 from hume_jax.baselines.heads import Linear
-from hume_jax.baselines.method import Data, Info, step_key, task_keys
+from hume_jax.baselines.method import Data, Info, fold_keys, step_key, task_keys
 
 
 class Settings(NamedTuple):
@@ -80,10 +80,9 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Settings) -> Sta
       settings: of the method.
     """
     keys = task_keys(seed, tasks)
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    linear = heads.linears(fold(keys, 0), data.spaces, settings.n_classes)
+    linear = heads.linears(fold_keys(keys, 0), data.spaces, settings.n_classes)
     encoders = tuple(Encoder(m.w, jnp.linalg.norm(m.w, axis=1), m.b) for m in linear)
-    models = heads.linears(fold(keys, 1), data.spaces, settings.n_classes)
+    models = heads.linears(fold_keys(keys, 1), data.spaces, settings.n_classes)
     return State(
         tasks,
         encoders,
@@ -107,9 +106,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
     fixed, _ = _labels(state.encoders, spaces)
     models, inner_optimiser = state.models, state.inner_optimiser
     if not settings.warm:
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 2 + state.step))(
-            task_keys(seed, state.task)
-        )
+        keys = fold_keys(task_keys(seed, state.task), 2 + state.step)
         models = heads.linears(keys, data.spaces, settings.n_classes)
         inner_optimiser = optax.adam(settings.inner_learning_rate).init(models)
     models, inner_optimiser = _fit(models, inner_optimiser, spaces, fixed, settings)

@@ -54,11 +54,11 @@ def test_classes_without_a_partner_are_wrong() -> None:
 
 def test_rows_of_other_datasets() -> None:
     row = kept.Row("m", "s", "w", ("a",), np.array([[5, 2, 9]]), (0.0,))
-    kept.check_rows(row, 3, 10)
+    kept.check_rows([row], 3, 10)
     with pytest.raises(UserError, match="m labelled 3 test rows, the config has 5"):
-        kept.check_rows(row, 5, 10)
+        kept.check_rows([row], 5, 10)
     with pytest.raises(UserError, match="m found 10 classes or more, the config has 9"):
-        kept.check_rows(row, 3, 9)
+        kept.check_rows([row], 3, 9)
 
 
 @pytest.fixture
