@@ -381,10 +381,10 @@ def _fill(values: dict[str, Any], preset: Mapping[str, Any]) -> None:
 
 def _check_names(config: config_dict.ConfigDict) -> None:
     known = _common().get_config()
-    given = flatten(config)
+    given, fields = flatten(config), flatten(known)
     for name in given:
-        if not name.startswith("presets."):
+        if name not in fields and not name.startswith("presets."):
             check_field(name, known)
-    for name in flatten(known):
+    for name in fields:
         if name not in given and not name.startswith("presets."):
             raise UserError(f"the config has no field {name!r}: start from common.get_config()")

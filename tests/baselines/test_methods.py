@@ -1,5 +1,6 @@
 """Every method of the folder by one protocol: made-up clusters, batches of tasks, odd inputs."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -76,11 +77,17 @@ def run(
     return labels, running.score(entry.module, settings, fitted.state, data)
 
 
+@functools.cache
+def three_tasks(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What tasks 0 to 2 find in `count` spaces, for the tests that look at it."""
+    spaces, true = rows()
+    return run(name, data_of(name, spaces[:count], true), (0, 1, 2))
+
+
 @pytest.mark.parametrize(("name", "count"), CASES)
 def test_finds_separate_clusters(name: str, count: int) -> None:
-    spaces, true = rows()
-    data = data_of(name, spaces[:count], true)
-    labels, scores = run(name, data, (0, 1, 2))
+    _, true = rows()
+    labels, scores = three_tasks(name, count)
     assert (labels.dtype, labels.shape, scores.shape) == (np.int32, (3, N), (3,))
     best = labels[np.argmin(scores)]
     assert metrics.clustering_accuracy(best, true) > 0.95
@@ -91,9 +98,8 @@ def test_finds_separate_clusters(name: str, count: int) -> None:
 @pytest.mark.parametrize(("name", "count"), CASES)
 def test_tasks_do_not_depend_on_their_batch(name: str, count: int) -> None:
     spaces, true = rows()
-    data = data_of(name, spaces[:count], true)
-    labels, scores = run(name, data, (0, 1, 2))
-    alone, score = run(name, data, (1,))
+    labels, scores = three_tasks(name, count)
+    alone, score = run(name, data_of(name, spaces[:count], true), (1,))
     assert (alone[0] == labels[1]).mean() > 0.99
     np.testing.assert_allclose(score[0], scores[1], rtol=0.02, atol=1e-3)
 

@@ -60,7 +60,10 @@ def test_the_best_of_ten_starts_is_as_tight_as_scikit_learns() -> None:
     assert bool(fitted.state.settled.all())
 
 
-@pytest.mark.parametrize("numbers", [0, 300 * 5 * 3, 2**30])
+@pytest.mark.parametrize(
+    "numbers",
+    [300 * 5 * 3, *(pytest.param(each, marks=pytest.mark.slow) for each in (0, 2**30))],
+)
 def test_starts_that_still_move_go_on_beside_those_that_have_settled(monkeypatch, numbers) -> None:
     # One start, two, or all ten of a task are looked at together; those are done that stand still.
     monkeypatch.setattr(kmeans, "_TOGETHER", numbers)

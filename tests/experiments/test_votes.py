@@ -122,14 +122,19 @@ def test_labels_may_stay_unopened(workdir, tmp_path):
 def test_runs_that_will_not_do(workdir, tmp_path):
     with pytest.raises(UserError, match=r"has no results\.json"):
         votes.main([str(tmp_path), f"--out={tmp_path}"])
+
+    def changed(name, section, field, value):
+        """The second seed, as if it had been made by another setting."""
+        shutil.copytree(workdir / "seed_1", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config[section][field] = value
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / name
+
     # A run of another temperature is no further seed.
-    other = tmp_path / "other"
-    shutil.copytree(workdir / "seed_1", other)
-    config = json.loads((other / "config.json").read_text())
-    config["encoder"]["temperature"] = 0.9
-    (other / "config.json").write_text(json.dumps(config))
+    other = changed("other", "encoder", "temperature", 0.9)
     with pytest.raises(UserError, match=r"other and .*seed_0 differ in encoder.temperature"):
         votes.main([str(workdir / "seed_0"), str(other), f"--out={tmp_path}"])
-    half = finished(tmp_path / "half", select="agreement")
+    half = changed("half", "ensemble", "select", "agreement")
     with pytest.raises(UserError, match=r"ensemble\.select=agreement"):
         votes.main([str(half), f"--out={tmp_path}"])

@@ -13,7 +13,9 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-@pytest.mark.parametrize(("size", "images"), [(98, 16), (224, 4)])
+@pytest.mark.parametrize(
+    ("size", "images"), [(98, 16), pytest.param(224, 4, marks=pytest.mark.slow)]
+)
 def test_a_real_checkpoint_gives_its_published_features(
     shared: pathlib.Path, size: int, images: int
 ) -> None:
