@@ -17,6 +17,7 @@ labels are the same but for rounding. Writes table.md, table.csv and table.png b
 """
 
 import argparse
+import hashlib
 import functools
 import json
 import pathlib
@@ -253,8 +254,16 @@ def made_with(job: Job, pair: pairs.Pair, options: argparse.Namespace) -> str:
     """What a stored result must have been made with and of, as text."""
     values = settings_of(job.method, 1, options.set)._asdict()
     asked = {"starts": options.starts, "seed": options.seed, "exchanged": options.exchanged}
-    given = {"config": [options.config, *options.fields], "data": pair.made_of}
+    given = {"config": [options.config, *options.fields], "data": data_of(job.method, pair)}
     return json.dumps({**given, **asked, "settings": values}, sort_keys=True)
+
+
+def data_of(method: str, pair: pairs.Pair) -> dict[str, Any]:
+    """What the labels that a method finds follow from: `Pair.made_of`, and labels it is given."""
+    if not METHODS[method].supervised:
+        return pair.made_of
+    digest = hashlib.sha256(np.ascontiguousarray(pair.labels["train"]).tobytes()).hexdigest()
+    return {**pair.made_of, "labels": digest}
 
 
 def stored_or_made(

@@ -154,9 +154,10 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
             arrays = dict(stored)
         made = json.loads(str(arrays["settings"]))
         # What was kept before it was told has no such field.
-        if made.pop("data", pair.made_of) != pair.made_of or arrays["test"].max() >= pair.n_classes:
+        data = baselines.data_of(name, pair)
+        if made.pop("data", data) != data or arrays["test"].max() >= pair.n_classes:
             raise UserError(
-                f"{path} was made of other rows, or for another number of classes, than the "
+                f"{path} was made of other rows or labels, or for another number of classes, than the "
                 "config has: give --baselines that were run with the same --config"
             )
         names = pair.names[::-1] if made.get("exchanged") else pair.names

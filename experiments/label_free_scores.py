@@ -161,17 +161,17 @@ def verdict(runs: dict[str, dict[str, Any]]) -> str:
     """Says of each run whether the objective ranks tasks well enough."""
     lines = []
     for run, figure in runs.items():
-        entry = figure["scores"]["objective"]
-        correlation = entry["correlation"]
-        if figure["acc_sd"] > SPREAD and correlation:
-            good = correlation["pearson"] <= -0.7
+        entry = figure["scores"].get("objective")
+        varies = figure["acc_sd"] > SPREAD
+        if entry is None:
+            lines.append(f"{run}: no task has an objective")
+        elif varies and entry["correlation"]:
+            good = entry["correlation"]["pearson"] <= -0.7
             lines.append(f"{run}: Pearson {'at most' if good else 'above'} -0.7 (objective)")
         else:
-            good = entry["lost"] < 0.01
-            lines.append(
-                f"{run}: ACC hardly varies (sd at most {SPREAD}), "
-                f"{'less' if good else 'not less'} than 0.01 lost by the objective's choice"
-            )
+            why = "too few tasks differ" if varies else f"ACC hardly varies (sd at most {SPREAD})"
+            less = "less" if entry["lost"] < 0.01 else "not less"
+            lines.append(f"{run}: {why}, {less} than 0.01 lost by the objective's choice")
     return "\n".join(f"* {line}" for line in lines)
 
 

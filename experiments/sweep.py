@@ -12,8 +12,10 @@ in `seed` alone are one run, which searches all of their seeds in one batched pr
 all of them stand behind a lone `--`; what a setting says itself goes first.
 
 * `--launch=local` runs `--jobs` of them at a time, each on its share of the cores.
-* `--launch=slurm` writes OUT/sweep.sbatch, a job array, and hands it to `sbatch`.
+* `--launch=slurm` writes OUT/sweep.sbatch, a job array, and hands it to `sbatch`; given again, it
+  hands over all that is not finished, so wait for the array first.
 * `--launch=print` prints the commands, one a line.
+* `--launch=table` starts nothing: the table of what is there, as while an array of SLURM runs.
 
 Started again, finished runs are kept, interrupted ones go on and failed ones are tried again. What
 is finished stands in OUT/table.md, OUT/table.csv and the picture OUT/table.png, a line a setting; a
@@ -51,12 +53,14 @@ from hume_jax.report import results
 # Longest name of a run's folder.
 _NAME = 100
 _POLL_SECONDS = 0.2
+LAUNCHES = ("local", "slurm", "print", "table")
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name="{name}"
 #SBATCH --array=0-{last}%{jobs}
 #SBATCH --output="{out}/slurm-%A_%a.log"
 {options}cd {folder} || exit 1
-bash -c "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {commands})"
+case $SLURM_ARRAY_TASK_ID in
+{cases}esac
 """
 
 
@@ -97,7 +101,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     figures.add_config(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("--table", default="table", help="name of the table and the picture")
-    parser.add_argument("--launch", choices=("local", "slurm", "print"), default="local")
+    parser.add_argument("--launch", choices=LAUNCHES, default="local")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--sbatch", default="", help="options of sbatch, one text")
     options = parser.parse_args(arguments)
@@ -243,9 +247,8 @@ def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
       UserError: there is no sbatch here, or it refuses.
     """
     out = options.out.resolve()
-    commands, script = out / "commands.txt", out / "sweep.sbatch"
+    script = out / "sweep.sbatch"
     lines = [f"{shlex.join(job.command)} >> {shlex.quote(str(job.log))} 2>&1" for job in waiting]
-    _write(commands, "".join(f"{line}\n" for line in lines))
     text = _SCRIPT.format(
         name=out.name,
         last=len(waiting) - 1,
@@ -253,7 +256,8 @@ def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
         out=out,
         options="".join(f"#SBATCH {shlex.quote(word)}\n" for word in shlex.split(options.sbatch)),
         folder=shlex.quote(str(pathlib.Path.cwd())),
-        commands=shlex.quote(str(commands)),
+        # In the script itself, which sbatch copies: a later one changes no array that waits.
+        cases="".join(f"{number}) {line} ;;\n" for number, line in enumerate(lines)),
     )
     _write(script, text)
     if shutil.which("sbatch") is None:

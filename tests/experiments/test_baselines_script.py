@@ -88,6 +88,20 @@ def test_starts_a_few_at_a_time_find_the_same_and_survive_a_kill(
     assert not list(out.glob("*starts*"))
 
 
+def test_what_learnt_from_other_labels_is_not_taken(
+    tmp_path: pathlib.Path, arrays: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--methods", "kmeans", "probe", "--spaces", "phi1", *SHORT)
+    out, labels = tmp_path / "out", tmp_path / "labels_train.npy"
+    baselines.main(command(out, arrays, *asked))
+    np.save(labels, np.load(labels) // 2)
+    # Labels of train rows are no part of what k-means finds.
+    baselines.main(command(out, arrays, *asked[:2], *asked[3:]))
+    capsys.readouterr()
+    with pytest.raises(UserError, match="probe-phi1.npz was made with other settings or of other"):
+        baselines.main(command(out, arrays, *asked))
+
+
 @pytest.mark.parametrize(
     ("method", "change", "message"),
     [

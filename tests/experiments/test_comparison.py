@@ -269,7 +269,7 @@ def test_baselines_of_other_rows_are_told(finished: pathlib.Path, arrays: list[s
         assert not (finished / "kept").exists()
     rewrite()
     comparison.main(command(finished, arrays, keep))
-    with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows, or for another n"):
+    with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows or labels"):
         comparison.main(command(finished, [*arrays, "--config.n_classes=2"]))
     # What their names do not tell is not written beside the labels that are kept.
     assert all("data" not in json.loads(row.made_with) for row in kept.read(finished / "kept"))

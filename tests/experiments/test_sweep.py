@@ -409,6 +409,39 @@ def test_a_job_array_of_slurm_runs_each_command_once(
     assert "#SBATCH --time=1:00\n#SBATCH '--comment=a b'\n" in script
 
 
+def test_an_array_that_waits_is_not_changed_by_a_later_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sbatch` keeps a copy of the script, and runs nothing yet."""
+    played = tmp_path / "bin" / "sbatch"
+    played.parent.mkdir()
+    played.write_text(f'#!/bin/bash\ncp "$1" "$(mktemp {tmp_path}/copy-XXXX)"\n')
+    played.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
+    options = parsed("configs/testing.py", tmp_path, "--launch=slurm")
+    jobs = [stub(tmp_path, name) for name in "abc"]
+    sweep.submit(jobs, options)
+    (first,) = tmp_path.glob("copy-*")
+
+    def task(number: int) -> None:
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": str(number)}
+        subprocess.run(["bash", str(first)], env=environment, check=True)
+
+    task(0)
+    sweep.submit([job for job in jobs if not job.finished], options)
+    task(2)
+    assert [job.finished for job in jobs] == [True, False, True]
+
+
+def test_a_table_of_what_is_there_starts_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = config_file(tmp_path, '[{"n_tasks": 2}]')
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("something was started"))
+    assert sweep.main([f"--config={file}", f"--out={tmp_path}/out", "--launch=table"]) == 0
+    assert "n_tasks" in capsys.readouterr().out
+
+
 def test_without_slurm_the_script_is_left_for_a_machine_that_has_it(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
