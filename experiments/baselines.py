@@ -17,8 +17,8 @@ labels are the same but for rounding. Writes table.md, table.csv and table.png b
 """
 
 import argparse
-import hashlib
 import functools
+import hashlib
 import json
 import pathlib
 import sys

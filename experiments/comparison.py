@@ -157,8 +157,8 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         data = baselines.data_of(name, pair)
         if made.pop("data", data) != data or arrays["test"].max() >= pair.n_classes:
             raise UserError(
-                f"{path} was made of other rows or labels, or for another number of classes, than the "
-                "config has: give --baselines that were run with the same --config"
+                f"{path} was made of other rows or labels, or for another number of classes, than "
+                "the config has: give --baselines that were run with the same --config"
             )
         names = pair.names[::-1] if made.get("exchanged") else pair.names
         starts = len(arrays["test"])
