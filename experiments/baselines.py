@@ -277,7 +277,7 @@ def stored_or_made(
       make: makes the arrays.
 
     Raises:
-      UserError: the file was made with other settings or of other rows.
+      UserError: the file was made with other settings, or of other rows or labels.
     """
     if not path.exists():
         arrays = make()
@@ -287,7 +287,8 @@ def stored_or_made(
         arrays = dict(stored)
     if str(arrays["settings"]) != settings:
         raise UserError(
-            f"{path} was made with other settings or of other rows: delete it or give another --out"
+            f"{path} was made with other settings, or of other rows or labels: delete it or give "
+            "another --out"
         )
     return arrays
 

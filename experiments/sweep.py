@@ -53,7 +53,6 @@ from hume_jax.report import results
 # Longest name of a run's folder.
 _NAME = 100
 _POLL_SECONDS = 0.2
-LAUNCHES = ("local", "slurm", "print", "table")
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name="{name}"
 #SBATCH --array=0-{last}%{jobs}
@@ -101,7 +100,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     figures.add_config(parser)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("--table", default="table", help="name of the table and the picture")
-    parser.add_argument("--launch", choices=LAUNCHES, default="local")
+    launches = ("local", "slurm", "print", "table")
+    parser.add_argument("--launch", choices=launches, default="local")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--sbatch", default="", help="options of sbatch, one text")
     options = parser.parse_args(arguments)

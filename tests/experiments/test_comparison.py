@@ -1,5 +1,6 @@
 """HUME beside the baselines: what is read of finished work, and the intervals."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -271,6 +272,13 @@ def test_baselines_of_other_rows_are_told(finished: pathlib.Path, arrays: list[s
     comparison.main(command(finished, arrays, keep))
     with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows or labels"):
         comparison.main(command(finished, [*arrays, "--config.n_classes=2"]))
+    # What learnt from labels is of these too.
+    for data, refused in ((pair.made_of, True), (baselines.data_of("probe", pair), False)):
+        learnt = {"settings": json.dumps(settings | {"settings": {}, "data": data})}
+        np.savez(path.with_name("probe-phi1.npz"), **{**stored, **learnt})
+        told = pytest.raises(UserError, match="probe-phi1.npz was made of other rows or labels")
+        with told if refused else contextlib.nullcontext():
+            comparison.main(command(finished, arrays))
     # What their names do not tell is not written beside the labels that are kept.
     assert all("data" not in json.loads(row.made_with) for row in kept.read(finished / "kept"))
 

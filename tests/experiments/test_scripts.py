@@ -276,12 +276,14 @@ def test_label_free_scores(tmp_path, capsys):
     )
     # Too few for a correlation, though they differ.
     write_run(tmp_path / "two", [0.7, 0.9], cv_accuracy=[0.6, 0.9])
-    out, runs = tmp_path / "out.json", [str(tmp_path / name) for name in ("good", "flat", "two")]
+    write_run(tmp_path / "none", [0.7, 0.9], cv_accuracy=[0.6, 0.9], objective=[None, None])
+    names = ("good", "flat", "two", "none")
+    out, runs = tmp_path / "out.json", [str(tmp_path / name) for name in names]
     label_free_scores.main([*runs, f"--out={out}"])
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert len(out.with_suffix(".csv").read_text().splitlines()) == 1 + 3 * 3
+    assert len(out.with_suffix(".csv").read_text().splitlines()) == 1 + 3 * 3 + 2
     good = found["good"]["scores"]
     assert good["objective"]["correlation"]["pearson"] == pytest.approx(-1)
     assert good["objective"]["lost"] == 0
@@ -295,6 +297,7 @@ def test_label_free_scores(tmp_path, capsys):
     assert "* good: Pearson at most -0.7 (objective)" in verdict
     assert "* flat: ACC hardly varies (sd at most 0.02), less than 0.01 lost" in verdict
     assert "* two: too few tasks differ, less than 0.01 lost" in verdict
+    assert "* none: no task has an objective" in verdict
 
 
 def test_label_free_scores_of_a_run_of_several_seeds(tmp_path):

@@ -436,10 +436,18 @@ def test_an_array_that_waits_is_not_changed_by_a_later_one(
 def test_a_table_of_what_is_there_starts_nothing(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = config_file(tmp_path, '[{"n_tasks": 2}]')
+    file = config_file(tmp_path, '[{"n_tasks": 2}, {"n_tasks": 3}]')
+    done, other = sweep.jobs(parsed(file, tmp_path))
+    task = {"objective": 0.5, "agreement": 0.9}
+    found = {"ensemble": {}, "tasks": [task], "seconds": {"search": 1.0}}
+    for path in done.results:
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(found | {"config_hash": done.config_hash}))
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("something was started"))
-    assert sweep.main([f"--config={file}", f"--out={tmp_path}/out", "--launch=table"]) == 0
-    assert "n_tasks" in capsys.readouterr().out
+    assert sweep.main([f"--config={file}", f"--out={tmp_path}", "--launch=table"]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text().splitlines()[2].split("|")[1].strip() == "2"
+    assert f"not finished, 1 of 2 runs:\n* {other.name}: " in printed
 
 
 def test_without_slurm_the_script_is_left_for_a_machine_that_has_it(
