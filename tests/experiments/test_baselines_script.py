@@ -186,9 +186,7 @@ def test_rows_that_were_written_over_are_others(tmp_path: pathlib.Path, arrays: 
     baselines.main(asked)
     path = pathlib.Path(next(f for f in arrays if "train.phi1" in f).partition("=")[2])
     np.save(path, np.load(path)[::-1])
-    with pytest.raises(
-        UserError, match="kmeans-phi1.npz was made .* of other rows"
-    ):
+    with pytest.raises(UserError, match="kmeans-phi1.npz was made .* of other rows"):
         baselines.main(asked)
 
 
