@@ -92,7 +92,7 @@ def test_both_are_scored_on_the_same_rows(
     assert list(rows[2]["chosen"]) == ["ours"]
     assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
     # What is finished is not run again.
-    python.unlink()
+    python.write_text("#!/bin/bash\nexit 1\n")
     authors_code.main(asked)
     assert capsys.readouterr().out == printed
     with pytest.raises(UserError, match="made with other settings"):

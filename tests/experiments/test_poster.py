@@ -101,10 +101,10 @@ def test_on_arrays_that_are_there(
     # Three well separated classes.
     assert min(found["ours"]["probe"]["acc"]) > 95
     for setting in ("inductive", "transductive"):
-        (config,) = (p for p in out.rglob("config.json") if setting in p.parts)
-        assert json.loads(config.read_text())["setting"] == setting
-        (results,) = (p for p in out.rglob("results.json") if setting in p.parts)
-        acc = json.loads(results.read_text())["ensemble"]["test"]["acc"]
+        folder = out / "arrays" / setting
+        assert json.loads((folder / "config.json").read_text())["setting"] == setting
+        results = json.loads((folder / "seed_0" / "results.json").read_text())
+        acc = results["ensemble"]["test"]["acc"]
         assert found["ours"][setting]["acc"] == pytest.approx([100 * acc])
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     poster.main(asked)
