@@ -262,6 +262,7 @@ def data_of(method: str, pair: pairs.Pair) -> dict[str, Any]:
     """What the labels that a method finds follow from: `Pair.made_of`, and labels it is given."""
     if not METHODS[method].supervised:
         return pair.made_of
+    # Of all labels: a few that were put right are not among the 256 rows of an array's digest.
     digest = hashlib.sha256(np.ascontiguousarray(pair.labels["train"]).tobytes()).hexdigest()
     return {**pair.made_of, "labels": digest}
 

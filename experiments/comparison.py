@@ -153,8 +153,8 @@ def of_baselines(folder: pathlib.Path, pair: pairs.Pair) -> list[Row]:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         made = json.loads(str(arrays["settings"]))
-        # What was kept before it was told has no such field.
         data = baselines.data_of(name, pair)
+        # What was kept before it was told has no such field.
         if made.pop("data", data) != data or arrays["test"].max() >= pair.n_classes:
             raise UserError(
                 f"{path} was made of other rows or labels, or for another number of classes, than "

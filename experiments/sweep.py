@@ -259,16 +259,12 @@ def submit(waiting: Sequence[Job], options: argparse.Namespace) -> None:
         # In the script itself, which sbatch copies: a later one changes no array that waits.
         cases="".join(f"{number}) {line} ;;\n" for number, line in enumerate(lines)),
     )
-    _write(script, text)
+    with atomic_write(script) as file:
+        file.write(text.encode())
     if shutil.which("sbatch") is None:
         raise UserError(f"there is no sbatch here; {script} is ready for a machine that has it")
     if subprocess.run(["sbatch", str(script)]).returncode:
         raise UserError(f"sbatch did not take {script}, see above")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:

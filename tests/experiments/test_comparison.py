@@ -270,7 +270,8 @@ def test_baselines_of_other_rows_are_told(finished: pathlib.Path, arrays: list[s
         assert not (finished / "kept").exists()
     rewrite()
     comparison.main(command(finished, arrays, keep))
-    with pytest.raises(UserError, match="kmeans-phi1.npz was made of other rows or labels"):
+    told = "kmeans-phi1.npz was made of other rows or labels, or for another number of classes"
+    with pytest.raises(UserError, match=told):
         comparison.main(command(finished, [*arrays, "--config.n_classes=2"]))
     # What learnt from labels is of these too.
     for data, refused in ((pair.made_of, True), (baselines.data_of("probe", pair), False)):

@@ -42,6 +42,14 @@ found = {"ensemble": {"test": scores}, "tasks": [task], "seconds": {"search": 2.
 """
 
 
+# What a run without labels has in its results.json.
+FOUND = {
+    "ensemble": {},
+    "tasks": [{"objective": 0.5, "agreement": 0.9}],
+    "seconds": {"search": 1.0},
+}
+
+
 def stub(out: pathlib.Path, name: str, *, seconds: float = 0.0, fails: bool = False) -> sweep.Job:
     """A job of the launcher that takes so long, or fails."""
     arguments = [
@@ -313,12 +321,10 @@ def test_the_picture_shows_agreement_where_there_is_no_label(tmp_path: pathlib.P
 
 def test_settings_of_different_fields_share_a_column(tmp_path: pathlib.Path) -> None:
     settings = ({}, {"a.b": 1, "variant": "x"}, {"a.b": 2})
-    task = {"objective": 0.5, "agreement": 0.9}
-    found = {"ensemble": {}, "tasks": [task], "seconds": {"search": 1.0}}
     jobs = [sweep.Job(str(i), s, (0,), (), tmp_path / str(i)) for i, s in enumerate(settings)]
     for job in jobs:
         job.workdir.mkdir()
-        (job.workdir / "results.json").write_text(json.dumps(found))
+        (job.workdir / "results.json").write_text(json.dumps(FOUND))
     head, lines = sweep.collect(jobs)
     assert head[:2] == ["setting", "seeds"]
     assert [line[0] for line in lines] == ["as configured", "a.b=1, variant=x", "a.b=2"]
@@ -380,19 +386,26 @@ def test_a_killed_launcher_goes_on_where_it_was(number: int, tmp_path: pathlib.P
     assert (tmp_path / "b" / "results.json").exists()
 
 
+def play_sbatch(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Puts a Bash script in the place of `sbatch`."""
+    played = folder / "bin" / "sbatch"
+    played.parent.mkdir()
+    played.write_text(f"#!/bin/bash\n{script}\n")
+    played.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
+
+
 def test_a_job_array_of_slurm_runs_each_command_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`sbatch` is played by a script that runs every task of the array, one after the other."""
     out = tmp_path / "with space"
-    played = tmp_path / "bin" / "sbatch"
-    played.parent.mkdir()
-    played.write_text(
-        '#!/bin/bash\nlast=$(grep -oP "array=0-\\K[0-9]+" "$1")\n'
-        'for i in $(seq 0 $last); do SLURM_ARRAY_TASK_ID=$i bash "$1" || exit 1; done\n'
+    play_sbatch(
+        tmp_path,
+        monkeypatch,
+        'last=$(grep -oP "array=0-\\K[0-9]+" "$1")\n'
+        'for i in $(seq 0 $last); do SLURM_ARRAY_TASK_ID=$i bash "$1" || exit 1; done',
     )
-    played.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
     options = parsed(
         "configs/testing.py",
         out,
@@ -413,11 +426,7 @@ def test_an_array_that_waits_is_not_changed_by_a_later_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`sbatch` keeps a copy of the script, and runs nothing yet."""
-    played = tmp_path / "bin" / "sbatch"
-    played.parent.mkdir()
-    played.write_text(f'#!/bin/bash\ncp "$1" "$(mktemp {tmp_path}/copy-XXXX)"\n')
-    played.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{played.parent}:{os.environ['PATH']}")
+    play_sbatch(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/copy-$$')
     options = parsed("configs/testing.py", tmp_path, "--launch=slurm")
     jobs = [stub(tmp_path, name) for name in "abc"]
     sweep.submit(jobs, options)
@@ -438,11 +447,9 @@ def test_a_table_of_what_is_there_starts_nothing(
 ) -> None:
     file = config_file(tmp_path, '[{"n_tasks": 2}, {"n_tasks": 3}]')
     done, other = sweep.jobs(parsed(file, tmp_path))
-    task = {"objective": 0.5, "agreement": 0.9}
-    found = {"ensemble": {}, "tasks": [task], "seconds": {"search": 1.0}}
     for path in done.results:
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(found | {"config_hash": done.config_hash}))
+        path.write_text(json.dumps(FOUND | {"config_hash": done.config_hash}))
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("something was started"))
     assert sweep.main([f"--config={file}", f"--out={tmp_path}", "--launch=table"]) == 0
     printed = capsys.readouterr().out
