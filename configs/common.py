@@ -244,6 +244,9 @@ def _presets() -> config_dict.ConfigDict:
     fast.inner.precondition, paper.inner.precondition = True, False
     # Leading principal directions of phi2 that are kept; 0 = all.
     fast.inner.directions, paper.inner.directions = 0, 0
+    # Directions whose variance is below this many times lambda are left out, since the penalty
+    # holds them down; 0 = none. Not without preconditioning.
+    fast.inner.variance_floor, paper.inner.variance_floor = 1.5, 0.0
     # Penalty lambda on the squared norm of W.
     fast.inner.penalty, paper.inner.penalty = 1e-4, 0.0
     # Derivative of the fit: 'implicit' (one linear system), 'unrolled' (through the steps),
@@ -251,12 +254,16 @@ def _presets() -> config_dict.ConfigDict:
     fast.inner.adjoint, paper.inner.adjoint = "implicit", "unrolled"
     # Steps of the fit: 'newton', 'nesterov' (accelerated gradient) or 'gradient' (plain).
     fast.inner.solver, paper.inner.solver = "newton", "gradient"
-    # Number of these steps.
-    fast.inner.steps, paper.inner.steps = 2, 300
+    # Number of these steps; with a tolerance, at first and at most.
+    fast.inner.steps, paper.inner.steps = 6, 300
     # Conjugate gradient steps in each step of 'newton'.
-    fast.inner.newton_steps, paper.inner.newton_steps = 6, 6
-    # Conjugate gradient steps of the implicit derivative.
-    fast.inner.adjoint_steps, paper.inner.adjoint_steps = 10, 10
+    fast.inner.newton_steps, paper.inner.newton_steps = 4, 6
+    # Conjugate gradient steps of the implicit derivative; with a tolerance, at first and at most.
+    fast.inner.adjoint_steps, paper.inner.adjoint_steps = 16, 10
+    # Residual, relative to the gradient of what is held out, that the fit and its implicit
+    # derivative may leave: the numbers of steps follow what the last outer step left, on average
+    # over the tasks; 0 = they stay as given. Not for 'unrolled'.
+    fast.inner.tolerance, paper.inner.tolerance = 0.05, 0.0
     # Size of a step of 'nesterov' or 'gradient'; 0 = 2 / s with s the largest curvature of the
     # subset's problem.
     fast.inner.step_size, paper.inner.step_size = 0.0, 1e-3

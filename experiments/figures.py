@@ -120,6 +120,7 @@ def build(config: config_dict.ConfigDict) -> Problem:
             normalised=config.inner.normalise,
             precondition=config.inner.precondition,
             directions=config.inner.directions,
+            floor=config.inner.variance_floor,
             penalty=config.inner.penalty,
         )
         for arrays in zip(*(split.phi2.arrays for split in splits), strict=True)

@@ -4,17 +4,21 @@
     python experiments/hypergradient_accuracy.py --config=experiments/datasets/clinc150.py \
         --out=runs/hypergradient_clinc150.json -- --config.seed=1
 
-Runs a search and stops at the first step, just before and just after each anneal step and at the
-last step. There the gradient that the step is about to take, with the config's number of inner and
-conjugate-gradient steps, its warm start and float32, is compared with the converged one: the same
-split and temperature, float64, the inner fit solved until its gradient is below `--tolerance`, and
-`--adjoint_steps` conjugate-gradient steps. The gradient is the one in the free matrix theta, before
-clipping.
+Runs a search and stops at some of the first steps, every tenth of the search, just before and just
+after each anneal step and at the last step. There the gradient that the step is about to take, by
+the numbers of inner and conjugate-gradient steps that the search has come to, its warm start and
+float32, is compared with the converged one: the same split and temperature, all directions of the
+second spaces whatever the config leaves out, float64, the inner fit solved until its gradient is
+below `--tolerance`, and `--adjoint_steps` conjugate-gradient steps. The gradient is the one in the
+free matrix theta, before clipping.
 
-Prints a Markdown table: cosine (lowest and median over the tasks), ratio of the norms, and what is
-left of both linear and inner problems, the largest over tasks. Where both gradients are zero, as
-those of a task whose labels are all hard, cosine and ratio are 1. The file has the figures of every
-task; stopped and started again, points that it holds are not computed anew.
+Prints a Markdown table: cosine (lowest and median over the tasks), ratio of the norms, what is left
+of the inner and the adjoint's problem, relative, the largest over tasks, and the products of the
+step, then those of a step on average over the whole search: two for each inner gradient and each
+product with the inner Hessian, the larger by the more directions there are, one where there are
+all. Where both gradients are zero, as those of a task whose labels are all hard, cosine and ratio
+are 1. The file has the figures of every task; stopped and started again, points that it holds are
+not computed anew.
 """
 
 import argparse
@@ -32,7 +36,7 @@ from jax import Array
 from ml_collections import config_dict
 
 from hume_jax import config as config_lib
-from hume_jax.core import inner_fit, search, task_encoder
+from hume_jax.core import inner_fit, search, solvers, task_encoder
 from hume_jax.core.objective import Subset
 from hume_jax.errors import UserError
 
@@ -40,6 +44,8 @@ from hume_jax.errors import UserError
 BLOCK = 10
 # Conjugate-gradient steps in each Newton step of the converged fit.
 NEWTON_STEPS = 60
+# Steps near the start, where encoders move most.
+_EARLY = (1, 2, 4, 7)
 
 
 class Gradients(NamedTuple):
@@ -69,13 +75,24 @@ def points(steps: int, anneal_steps: Sequence[int]) -> dict[int, str]:
             found.setdefault(step - 1, f"before anneal {i}")
             found.setdefault(step, f"after anneal {i}")
     found.setdefault(steps - 1, "last")
+    tenths = [steps * i // 10 for i in range(1, 10)]
+    for step in (step for step in (*_EARLY, *tenths) if 0 < step < steps):
+        found.setdefault(step, f"step {step + 1}")
     return dict(sorted(found.items()))
 
 
 def walk(
-    problem: figures.Problem, seed: int, tasks: int, stops: Sequence[int]
+    problem: figures.Problem, seed: int, tasks: int, stops: Sequence[int], seen: list[search.Info]
 ) -> Iterator[search.State]:
-    """Searches, and yields the state before each of the steps named."""
+    """Searches, and yields the state before each of the steps named.
+
+    Args:
+      problem: what is searched.
+      seed: of the search.
+      tasks: their number.
+      stops: numbers of the steps.
+      seen: the info of the steps taken is added to it.
+    """
     log_prior = jnp.asarray(problem.log_prior)
     program = functools.partial(search.run_steps, settings=problem.settings)
     run = jax.jit(program, static_argnames="steps", donate_argnums=0)
@@ -86,30 +103,26 @@ def walk(
         while at < stop:
             # Two lengths, hence two compilations, whatever the distances.
             length = BLOCK if stop - at >= BLOCK else 1
-            state, _ = run(state, seed, problem.data, log_prior, steps=length)
+            state, info = run(state, seed, problem.data, log_prior, steps=length)
+            seen.append(jax.device_get(info))
             at += length
         yield state
 
 
 def default_gradients(
     state: search.State, seed: int, data: search.Data, log_prior: Array, settings: search.Search
-) -> tuple[Gradients, Subset, tuple[Array, ...], Array]:
-    """The gradient that the next step takes on its first split, and what it was taken from.
-
-    Returns:
-      The gradients, the split, the starts of the inner fits and the temperature.
-    """
+) -> tuple[Gradients, Array]:
+    """The gradient that the next step takes on its first split, and the temperature there."""
     temperature = search.schedules(settings)[0](state.step)
     subset, starts = search.split(state, seed, 0, data, settings)
-    gradient, _, (*_, inner, adjoint) = search.hypergradients(
-        state.theta, starts, subset, temperature, log_prior, settings
+    gradient, _, report = search.hypergradients(
+        state.theta, starts, subset, temperature, log_prior, settings, search.effort_of(state)
     )
-    return Gradients(gradient, inner, adjoint), subset, starts, temperature
+    return Gradients(gradient, report.inner_residual, report.adjoint_residual), temperature
 
 
 def converged_gradients(
     theta: Array,
-    starts: tuple[Array, ...],
     subset: Subset,
     temperature: Array,
     log_prior: Array,
@@ -121,11 +134,11 @@ def converged_gradients(
 ) -> Gradients:
     """The hypergradient at the solution of the inner problem, in the dtype of the arguments."""
 
-    def solve(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
+    def solve(theta: Array) -> tuple[Array, ...]:
         y = task_encoder.labels(theta, subset.phi1_train, temperature, settings.labels)
         return tuple(
-            inner_fit.minimise(
-                start,
+            solvers.minimise(
+                jnp.zeros((settings.n_classes, space.train.shape[1]), theta.dtype),
                 space.train,
                 y,
                 space.penalty,
@@ -134,30 +147,36 @@ def converged_gradients(
                 solver="newton",
                 newton_steps=NEWTON_STEPS,
                 tolerance=tolerance,
-            )[0]
-            for space, start in zip(subset.spaces, starts, strict=True)
+            ).w
+            for space in subset.spaces
         )
 
-    solutions = jax.vmap(solve)(theta, starts)
+    solutions = jax.vmap(solve)(theta)
     # One more step from the solution, whose gradient is reported, and the implicit adjoint there.
     inner = inner_fit.InnerFit(adjoint="implicit", steps=1, adjoint_steps=adjoint_steps)
-    gradient, _, (*_, residual, adjoint) = search.hypergradients(
+    gradient, _, report = search.hypergradients(
         theta, solutions, subset, temperature, log_prior, settings._replace(inner=inner)
     )
-    return Gradients(gradient, residual, adjoint)
+    return Gradients(gradient, report.inner_residual, report.adjoint_residual)
 
 
 class Programs(NamedTuple):
     """Both gradients, compiled once for all points."""
 
-    default: Callable[..., tuple[Gradients, Subset, tuple[Array, ...], Array]]
+    default: Callable[..., tuple[Gradients, Array]]
+    split: Callable[..., Subset]
     converged: Callable[..., Gradients]
 
 
 def programs(settings: search.Search, options: argparse.Namespace) -> Programs:
-    """The two programs for the settings of a search."""
+    """The programs for the settings of a search."""
+
+    def split(step: Array, seed: int, data: search.Data) -> Subset:
+        return search.draw(seed, step, 0, data, settings)
+
     return Programs(
         jax.jit(functools.partial(default_gradients, settings=settings)),
+        jax.jit(split),
         jax.jit(
             functools.partial(
                 converged_gradients,
@@ -171,12 +190,25 @@ def programs(settings: search.Search, options: argparse.Namespace) -> Programs:
 
 
 def compare(
-    state: search.State, seed: int, problem: figures.Problem, both: Programs
+    state: search.State,
+    seed: int,
+    problem: figures.Problem,
+    whole: figures.Problem,
+    both: Programs,
 ) -> dict[str, Any]:
-    """Compares the two gradients of all tasks at one point of the search."""
+    """Compares the two gradients of all tasks at one point of the search.
+
+    Args:
+      state: before the step.
+      seed: of the search.
+      problem: what is searched.
+      whole: the same in all directions of the second spaces.
+      both: the programs.
+    """
     log_prior = jnp.asarray(problem.log_prior)
-    now, subset, starts, temperature = both.default(state, seed, problem.data, log_prior)
-    arguments = (state.theta, starts, subset, temperature, log_prior)
+    now, temperature = both.default(state, seed, problem.data, log_prior)
+    subset = both.split(state.step, seed, whole.data)
+    arguments = (state.theta, subset, temperature, log_prior)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), arguments)
         want = jax.device_get(both.converged(*double))
@@ -188,11 +220,37 @@ def compare(
         "cosine": _quotient(np.sum(a * b, axis=1), norm_a * norm_b, norm_a, norm_b),
         "norm_ratio": _quotient(norm_a, norm_b, norm_a, norm_b),
         "norm": norm_b,
+        "products": float(
+            products(
+                np.asarray(state.effort.steps[0]),
+                np.asarray(state.effort.adjoint_steps[0]),
+                problem,
+                whole,
+            )
+        ),
         "inner_residual": have.inner_residual,
         "adjoint_residual": have.adjoint_residual,
         "converged_inner_residual": want.inner_residual,
         "converged_adjoint_residual": want.adjoint_residual,
     }
+
+
+def products(
+    steps: np.ndarray, adjoint: np.ndarray, problem: figures.Problem, whole: figures.Problem
+) -> np.ndarray:
+    """Products of a step, on average over the second spaces, one where all directions are kept.
+
+    Args:
+      steps: of the inner fit.
+      adjoint: steps of its implicit adjoint.
+      problem: what is searched.
+      whole: the same in all directions.
+    """
+    inner = problem.settings.inner
+    each = 1 + inner.newton_steps if inner.solver == "newton" else 1
+    fit = 2 * steps * each + (2 * adjoint if inner.adjoint == "implicit" else 0)
+    widths = [[s.x.shape[-1] for s in p.data.spaces] for p in (problem, whole)]
+    return fit * sum(widths[0]) / sum(widths[1]) * problem.settings.subsets_per_step
 
 
 def _quotient(
@@ -206,10 +264,10 @@ def _quotient(
     return np.divide(above, below, out=found, where=(norm_a > 0) & (norm_b > 0))
 
 
-def report(found: dict[str, dict[str, Any]]) -> str:
+def report(found: dict[str, dict[str, Any]], mean_products: float) -> str:
     """The table, a row for each point and one for all of them."""
     head = ["point", "step", "T", "cosine: lowest", "median", "norm / converged: median"]
-    head += ["inner residual", "converged", "adjoint residual", "converged"]
+    head += ["inner residual", "converged", "adjoint residual", "converged", "products"]
     residuals = [
         f"{of}{kind}_residual" for kind in ("inner", "adjoint") for of in ("", "converged_")
     ]
@@ -223,10 +281,11 @@ def report(found: dict[str, dict[str, Any]]) -> str:
                 *_cosines(entry["cosine"]),
                 f"{np.median(entry['norm_ratio']):.4f}",
                 *(f"{np.max(entry[name]):.1e}" for name in residuals),
+                f"{entry['products']:.1f}",
             ]
         )
     cosines = [c for entry in found.values() for c in entry["cosine"]]
-    rows.append(["all", "", "", *_cosines(cosines), *[""] * 5])
+    rows.append(["all", "", "", *_cosines(cosines), *[""] * 5, f"{mean_products:.1f}"])
     return figures.table(head, rows)
 
 
@@ -241,6 +300,7 @@ def heading(config: config_dict.ConfigDict, rows: int) -> str:
         f"{config.n_tasks} tasks, {config.n_classes} classes, {rows} rows; {inner.solver} "
         f"{inner.steps} steps, {inner.start} start, adjoint {inner.adjoint}"
         + (f" {inner.adjoint_steps} steps" if inner.adjoint == "implicit" else "")
+        + (f" at first, tolerance {inner.tolerance:g}" if inner.tolerance else "")
         + f", lambda {inner.penalty:g}"
     )
 
@@ -263,18 +323,42 @@ def main(arguments: Sequence[str]) -> None:
     figures.use_precision(config)
     problem = figures.build(config)
     stops = points(config.search.steps, config.search.anneal_steps)
+    whole = _whole(config, problem)
     both = programs(problem.settings, options)
     missing = [step for step, name in stops.items() if name not in stored["points"]]
-    for state in walk(problem, config.seed, config.n_tasks, missing):
+    seen: list[search.Info] = []
+    for state in walk(problem, config.seed, config.n_tasks, missing, seen):
         step = int(state.step)
         print(f"step {step + 1} ({stops[step]})", file=sys.stderr)
         stored["points"][stops[step]] = {
             "step": step,
-            **compare(state, config.seed, problem, both),
+            **compare(state, config.seed, problem, whole, both),
         }
+        if step == config.search.steps - 1:
+            stored["products"] = float(np.mean(_products_of(seen, problem, whole)))
         figures.write_json(options.out, stored)
     ordered = {name: stored["points"][name] for name in stops.values()}
-    print(f"{heading(config, problem.rows)}\n\n{report(ordered)}")
+    print(f"{heading(config, problem.rows)}\n\n{report(ordered, stored['products'])}")
+
+
+def _whole(config: config_dict.ConfigDict, problem: figures.Problem) -> figures.Problem:
+    """The problem in all directions of the second spaces."""
+    if not (config.inner.variance_floor or config.inner.directions):
+        return problem
+    config = config_dict.ConfigDict(config)
+    config.inner.variance_floor, config.inner.directions = 0.0, 0
+    return figures.build(config)
+
+
+def _products_of(
+    seen: Sequence[search.Info], problem: figures.Problem, whole: figures.Problem
+) -> np.ndarray:
+    """Products of every step; all tasks share their numbers of steps."""
+    steps, adjoint = (
+        np.concatenate([getattr(info, name)[:, 0] for info in seen])
+        for name in ("inner_steps", "adjoint_steps")
+    )
+    return products(steps, adjoint, problem, whole)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ _AT_LEAST = {
     "search.entropy_weight": 0,
     "search.shards": 1,
     "inner.directions": 0,
+    "inner.variance_floor": 0,
+    "inner.tolerance": 0,
     "inner.penalty": 0,
     "inner.steps": 1,
     "inner.newton_steps": 1,
@@ -65,7 +67,7 @@ _GREATER_THAN_ZERO = (
 # Seeds are 32-bit integers in the program.
 LAST_SEED = 2**31 - 1
 _AT_MOST = {"seed": LAST_SEED, "ensemble.fraction": 1}
-_LESS_THAN = {"search.train_fraction": 1}
+_LESS_THAN = {"search.train_fraction": 1, "inner.tolerance": 1}
 
 
 def suggest(word: str, known: Iterable[str], most: int = 1) -> str:

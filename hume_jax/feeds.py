@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hume_jax import parallel
+from hume_jax import compiling, parallel
 from hume_jax.core import search, seeds
 
 
@@ -55,7 +55,8 @@ class Programs:
         """Returns what `jax.jit` with `how` compiles for the arguments, arrays or shapes."""
         if key not in self._compiled:
             began = time.perf_counter()
-            self._compiled[key] = jax.jit(function, **how).lower(*arguments).compile()
+            lowered = jax.jit(function, **how).lower(*arguments)
+            self._compiled[key] = lowered.compile(compiling.options())
             self._seconds.compile += time.perf_counter() - began
         return self._compiled[key]
 

@@ -11,6 +11,8 @@ from hume_jax.core.search import Search
 _FLOAT = 4
 # Bytes that the tasks scored at a time may take; tasks take turns beyond it.
 SCORE_BATCH = 2**30
+# Steps of the inner fit and of its adjoint that a tolerance comes down to on real features.
+_USUAL = (2, 8)
 # What a container may use, where there is one.
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -117,6 +119,12 @@ def machine_bytes() -> int:
 def products(settings: Search, spaces: int) -> int:
     """Products of the size (tasks * K, r) x (r, rows) in one outer step."""
     inner = settings.inner
+    if inner.tolerance:
+        steps, adjoint_steps = (
+            min(most, usual)
+            for most, usual in zip((inner.steps, inner.adjoint_steps), _USUAL, strict=True)
+        )
+        inner = inner._replace(steps=steps, adjoint_steps=adjoint_steps)
     one = 2 * inner.newton_steps + 2 if inner.solver == "newton" else 2
     each = {
         "implicit": one * inner.steps + 2 * inner.adjoint_steps + 4,

@@ -76,23 +76,23 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began)
-        theta = stages.search(planning.keep_batches(plan, folder))
+        outcome = stages.search(planning.keep_batches(plan, folder))
         if not config.seeds:
-            return stages.found(theta[0])
-        return _each_seed(stages, theta)
+            return stages.found(outcome.theta[0], outcome.dropped[0])
+        return _each_seed(stages, outcome)
 
 
-def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
+def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
     """Results of every seed in a folder of its own, as if it had run alone; their spread here.
 
     Args:
       stages: of the run, after the search.
-      theta: (G, S, d1, K) float32.
+      outcome: of the search.
     """
     config, folder = stages.config, stages.folder
-    took = {name: value / len(theta) for name, value in stages.seconds.items() if value is not True}
+    share = {name: s / len(config.seeds) for name, s in stages.seconds.items() if s is not True}
     summaries = []
-    for seed, encoders in zip(config.seeds, theta, strict=True):
+    for seed, theta, dropped in zip(config.seeds, outcome.theta, outcome.dropped, strict=True):
         own = config_dict.ConfigDict(config)
         with own.unlocked():
             own.seed, own.seeds = seed, ()
@@ -104,11 +104,11 @@ def _each_seed(stages: "_Run", theta: np.ndarray) -> dict[str, Any]:
         logging.info("seed %d", seed)
         with part:
             # As if it had begun by its share of what all of them took together.
-            its = _Run(own, stages.checked, part, time.perf_counter() - sum(took.values()))
-            its.seconds = {**took, **({"resumed": True} if "resumed" in stages.seconds else {})}
+            its = _Run(own, stages.checked, part, time.perf_counter() - sum(share.values()))
+            its.seconds = {**share, **({"resumed": True} if "resumed" in stages.seconds else {})}
             its.prepared = stages.prepared
             part.write_metrics(_of_seed(folder.metrics(), seed))
-            summaries.append(its.found(encoders))
+            summaries.append(its.found(theta, dropped))
     summary = results.over_seeds(summaries, config.seeds, config_lib.config_hash(config))
     folder.write_text("results.json", results.to_json(summary))
     return summary
@@ -161,17 +161,24 @@ class _Run:
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
+        # Steps at which tasks were dropped, and the numbers of those that were not.
+        self.dropped = np.zeros(config.n_tasks, np.int32)
+        self.numbers = np.arange(config.n_tasks)
         if (folder.path / "batches.json").exists():
             # What the process before this one took is not counted.
             self.seconds["resumed"] = True
 
-    def found(self, theta: np.ndarray) -> dict[str, Any]:
+    def found(self, theta: np.ndarray, dropped: np.ndarray) -> dict[str, Any]:
         """Every stage after the search, in order.
 
         Args:
           theta: (S, d1, K) float32 task encoders.
+          dropped: (S,) int32, see `search.State`. Tasks that were dropped take no part.
         """
         searched = time.perf_counter()
+        self.dropped = dropped
+        self.numbers = np.flatnonzero(dropped == 0)
+        theta = theta[self.numbers]
         tasks = np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
         scores = self._scores(tasks)
         ensemble = self._ensemble(tasks, scores)
@@ -180,8 +187,8 @@ class _Run:
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
 
-    def search(self, plan: search_loop.Plan) -> np.ndarray:
-        """Task encoders (G, S, d1, K) float32 of every seed."""
+    def search(self, plan: search_loop.Plan) -> search_loop.Outcome:
+        """The task encoders of every seed."""
         jax.config.update("jax_default_matmul_precision", self.config.precision)
         found: search.Data | DiskRows
         if plan.rows == "disk":
@@ -202,7 +209,7 @@ class _Run:
         )  # fmt: skip
         outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
         self.seconds |= outcome.seconds
-        return outcome.theta
+        return outcome
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
         """Labels of every task."""
@@ -360,6 +367,7 @@ class _Run:
             class_prior=self.config.class_prior or None,
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
+            dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
         )
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
@@ -390,7 +398,7 @@ class _Run:
     ) -> dict[str, Any]:
         names = ("objective", "heldout_ce", "cv_accuracy", "entropy", "residual", "agreement")
         return {
-            "seed": i,
+            "seed": self.numbers[i],
             **{name: scores[name][i] for name in names},
             "n_classes_used": aggregate.classes_used(task, self.config.n_classes),
             "collapsed": bool(scores["collapsed"][i]),

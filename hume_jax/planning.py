@@ -210,6 +210,7 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
             newton_steps=inner.newton_steps,
             adjoint_steps=inner.adjoint_steps,
             step_size=inner.step_size,
+            tolerance=inner.tolerance,
         ),
     )
 

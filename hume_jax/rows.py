@@ -135,6 +135,7 @@ def _inner(config: config_dict.ConfigDict) -> dict[str, Any]:
         "normalised": settings.normalise,
         "precondition": settings.precondition,
         "directions": settings.directions,
+        "floor": settings.variance_floor,
         "penalty": settings.penalty,
     }
 

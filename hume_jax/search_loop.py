@@ -37,6 +37,7 @@ class Outcome(NamedTuple):
     """The task encoders found, and where the time of this process went."""
 
     theta: np.ndarray  # (G, S, d1, K) float32, of every seed
+    dropped: np.ndarray  # (G, S) int32, the step, from 1, at which a task was dropped; 0: none
     # compile, search (without compilation); from disk also gather and gather_waited.
     seconds: dict[str, float]
 
@@ -53,10 +54,10 @@ def run(
       workdir: of the run.
 
     Raises:
-      UserError: a task's objective is not finite.
+      UserError: no task is left, see `search.State.dropped`.
     """
     with _feed(plan, rows, log_prior) as feed:
-        theta = _run(plan, feed, workdir)
+        batches = _run(plan, feed, workdir)
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
     if isinstance(feed, FromDisk):
         subsets, took, waited = feed.gathering
@@ -65,8 +66,23 @@ def run(
             count(subsets, "subset"), duration(took), duration(waited),
         )  # fmt: skip
         seconds |= {"gather": took, "gather_waited": waited}
-    apart = [part.reshape(len(plan.seeds), -1, *part.shape[1:]) for part in theta]
-    return Outcome(np.concatenate(apart, axis=1), seconds)
+    theta, dropped = (
+        np.concatenate([p.reshape(len(plan.seeds), -1, *p.shape[1:]) for p in parts], axis=1)
+        for parts in zip(*batches, strict=True)
+    )
+    _check_left(plan, dropped)
+    return Outcome(theta, dropped, seconds)
+
+
+def _check_left(plan: Plan, dropped: np.ndarray) -> None:
+    for seed, steps in zip(plan.seeds, dropped, strict=True):
+        if np.all(steps):
+            of_seed = f" of seed {seed}" if len(plan.seeds) > 1 else ""
+            raise UserError(
+                f"every task{of_seed} was dropped, the last at step {max(steps)}: lower "
+                "search.learning_rate or inner.step_size, or raise inner.penalty, in another "
+                "--workdir"
+            )
 
 
 @contextlib.contextmanager
@@ -83,10 +99,10 @@ def _feed(plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray) -> It
         yield FromMemory(rows, plan.settings, plan.seeds, log_prior, mesh)
 
 
-def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[np.ndarray]:
-    """The task encoders of every batch."""
+def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The task encoders of every batch, and which of them were dropped."""
     runner = _Runner(plan, feed)
-    theta: list[np.ndarray] = []
+    theta: list[tuple[np.ndarray, np.ndarray]] = []
     logging.info("compiling")
     state = runner.restore(workdir, 0)
     while int(state.step) == plan.steps and len(theta) + 1 < len(plan.batches):
@@ -130,6 +146,7 @@ class _Runner:
 
     def __init__(self, plan: Plan, feed: Feed) -> None:
         self._plan, self._feed = plan, feed
+        self._dropped: set[tuple[int, int]] = set()  # that were told of
         self._block = memory.block_steps(
             plan.shape,
             plan.settings,
@@ -153,14 +170,14 @@ class _Runner:
             before = self._feed.seconds.search
             state, info = self._feed.advance(state, length)
             seconds += self._feed.seconds.search - before
-            self._check(info, batch, step)
+            self._report_dropped(info, batch)
             step += length
             done = step == plan.steps
             if done or step % plan.log_every == 0:
                 for row in _rows(plan, batch, step, info, seconds):
                     workdir.append(row)
                 seconds = 0.0
-            progress.update(length, objective=float(np.mean(info.objective[-1])))
+            progress.update(length, objective=_mean_objective(info))
             if done or time.monotonic() - saved >= plan.checkpoint_seconds:
                 workdir.save(_name(batch), step, state)
                 saved = time.monotonic()
@@ -172,25 +189,32 @@ class _Runner:
         if left:
             self._feed.compile(state, min(self._block, left))
 
-    def _check(self, info: search.Info, batch: int, before: int) -> None:
-        bad = np.argwhere(~np.isfinite(info.objective))
-        if bad.size:
-            step, index = bad[0]
+    def _report_dropped(self, info: search.Info, batch: int) -> None:
+        for index in np.flatnonzero(info.dropped[-1]):
             seed, task = divmod(int(index), len(self._plan.batches[batch]))
+            number = self._plan.batches[batch][task]
+            if (seed, number) in self._dropped:
+                continue
+            self._dropped.add((seed, number))
             of_seed = f" of seed {self._plan.seeds[seed]}" if len(self._plan.seeds) > 1 else ""
-            raise UserError(
-                f"task {self._plan.batches[batch][task]}{of_seed} has no finite objective at step "
-                f"{before + int(step) + 1}: lower search.learning_rate or inner.step_size, or "
-                "raise inner.penalty; the last checkpoint is kept"
-            )
+            logging.warning(
+                "task %d%s is dropped: its step %d was not finite; it stays as it was before, and "
+                "takes no part in the vote, the others go on",
+                number, of_seed, info.dropped[-1][index],
+            )  # fmt: skip
 
 
 def _name(batch: int) -> str:
     return f"batch_{batch:04d}"
 
 
-def _encoders(state: search.State) -> np.ndarray:
-    return np.asarray(jax.device_get(state.theta))
+def _encoders(state: search.State) -> tuple[np.ndarray, np.ndarray]:
+    return jax.device_get((state.theta, state.dropped))
+
+
+def _mean_objective(info: search.Info) -> float:
+    """Of the tasks that are left, at the last step."""
+    return float(np.mean(info.objective[-1][info.dropped[-1] == 0]))
 
 
 def _rows(
@@ -202,6 +226,10 @@ def _rows(
         own = slice(i * len(tasks), (i + 1) * len(tasks))
         last = {name: value[-1] for name, value in info._asdict().items()}
         last = {name: value[own] if np.ndim(value) else value for name, value in last.items()}
+        for shared in ("inner_steps", "adjoint_steps"):
+            last[shared] = np.max(last[shared])
+        if not np.any(last["dropped"]):
+            del last["dropped"]
         row: dict[str, Any] = {"batch": batch, "step": step, "tasks": list(tasks)}
         if len(plan.seeds) > 1:
             row["seed"] = seed

@@ -51,3 +51,4 @@ def _many_classes(config: config_dict.ConfigDict) -> None:
     # ones. By 160 votes agree less, by 640 no more (docs/RESULTS.md).
     fast.search.steps, fast.search.anneal_steps = 320, (192, 256)
     fast.inner.adjoint, fast.inner.steps, fast.inner.newton_steps = "first_order", 1, 3
+    fast.inner.tolerance, fast.inner.variance_floor = 0.0, 0.0

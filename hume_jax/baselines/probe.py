@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from hume_jax.baselines.method import Data, Info, held_out_rows, task_keys
 from hume_jax.baselines.rows import Rows
-from hume_jax.core import inner_fit
+from hume_jax.core import inner_fit, solvers
 
 # In units of a space whose centred rows have unit mean squared norm, as the inner fit's lambda.
 # Chosen on held-out rows of the training split: 1e-4 to 1e-5 on photographs (d = 1,280, 10
@@ -224,7 +224,7 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
         coordinates = (x @ state.basis) * scale[None] * rows[:, None]
         weight = jnp.mean(rows.astype(x.dtype))
         weights = penalty * scale**2 * weight
-        w, _ = inner_fit.minimise(
+        found = solvers.minimise(
             jnp.zeros((settings.n_classes, x.shape[1]), x.dtype),
             coordinates,
             y,
@@ -236,8 +236,8 @@ def step(state: State, seed: Array | int, data: Data, settings: Settings) -> tup
             lengths=settings.lengths,
             tolerance=settings.tolerance,
         )
-        loss = inner_fit.loss(w, coordinates, y, weights)
-        w = state.basis @ (w * scale[None]).T
+        loss = inner_fit.loss(found.w, coordinates, y, weights)
+        w = state.basis @ (found.w * scale[None]).T
         right = jnp.argmax(x @ w, axis=1) == data.true
         seen = jnp.sum(right & held_out) / jnp.maximum(jnp.sum(held_out), 1)
         return w, seen.astype(x.dtype), loss

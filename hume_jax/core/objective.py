@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from hume_jax.core import inner_fit, task_encoder
-from hume_jax.core.inner_fit import InnerFit
+from hume_jax.core.effort import Effort
+from hume_jax.core.inner_fit import InnerFit, Residuals, Watch
 
 
 class InnerSpace(NamedTuple):
@@ -32,7 +33,7 @@ class Terms(NamedTuple):
     heldout_ce: Array  # () mean_test CE(W* phi2, labels), averaged over second spaces
     divergence: Array  # () KL(mean label || prior)
     entropy: Array  # () H(mean label)
-    inner_residual: Array  # () norm of the last inner gradient, largest over spaces
+    residuals: tuple[Residuals, ...]  # of the inner fit in each second space
     solutions: tuple[Array, ...]  # (K, r) float32 for each second space
 
 
@@ -44,8 +45,9 @@ def objective(
     log_prior: Array,
     entropy_weight: float,
     settings: InnerFit,
-    probe: Array | float = 0.0,
     labels: str = "sparsemax",
+    effort: Effort | None = None,
+    watches: tuple[Watch, ...] | None = None,
 ) -> tuple[Array, Terms]:
     """Eq. 7 for one task encoder on one split.
 
@@ -62,8 +64,9 @@ def objective(
       log_prior: ``(K,)`` log of the class prior.
       entropy_weight: eta.
       settings: of the inner fit.
-      probe: see `inner_fit.fit`.
       labels: the kind of `task_encoder.labels`.
+      effort: see `inner_fit.fit`.
+      watches: one for the inner fit in each second space, see there.
 
     Returns:
       The scalar objective and its `Terms`.
@@ -71,20 +74,20 @@ def objective(
     y_train = task_encoder.labels(theta, subset.phi1_train, temperature, labels)
     y_test = task_encoder.labels(theta, subset.phi1_test, temperature, labels)
     heldout, residuals, solutions = [], [], []
-    for space, start in zip(subset.spaces, starts, strict=True):
-        w, residual = inner_fit.fit(
-            y_train, space.train, space.penalty, start, space.step, settings, probe
+    for i, (space, start) in enumerate(zip(subset.spaces, starts, strict=True)):
+        watch = watches[i] if watches else None
+        w, left = inner_fit.fit(
+            y_train, space.train, space.penalty, start, space.step, settings, effort, watch
         )
         heldout.append(inner_fit.cross_entropy(w, space.test, y_test))
-        residuals.append(residual)
+        residuals.append(left)
         solutions.append(w)
     n = y_train.shape[1] + y_test.shape[1]
     mean_label = (jnp.sum(y_train, axis=1) + jnp.sum(y_test, axis=1)) / n
     entropy, divergence = label_entropy(mean_label, log_prior)
     heldout_ce = jnp.mean(jnp.stack(heldout))
     value = heldout_ce + entropy_weight * divergence
-    residual = jnp.max(jnp.stack(residuals))
-    return value, Terms(heldout_ce, divergence, entropy, residual, tuple(solutions))
+    return value, Terms(heldout_ce, divergence, entropy, tuple(residuals), tuple(solutions))
 
 
 def label_entropy(mean_label: Array, log_prior: Array) -> tuple[Array, Array]:

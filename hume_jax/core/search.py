@@ -6,16 +6,18 @@ piece by piece, with splits from elsewhere: `nothing`, `learn` from each split, 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from hume_jax.core import inner_fit, subsets, task_encoder
-from hume_jax.core.inner_fit import InnerFit
-from hume_jax.core.objective import Subset, objective
+from hume_jax.core import inner_fit, solvers, subsets, task_encoder
+from hume_jax.core.effort import Effort, adjust
+from hume_jax.core.inner_fit import InnerFit, Watch
+from hume_jax.core.objective import Subset, Terms, objective
 from hume_jax.core.subsets import Data as Data
 from hume_jax.core.subsets import Rows as Rows
 from hume_jax.core.subsets import deal as deal
@@ -55,19 +57,40 @@ class State(NamedTuple):
     theta: Array  # (S, d1, K) float32, orthonormal columns
     inner: tuple[Array, ...]  # (S, K, r) float32, last inner solution in each second space
     optimiser: optax.OptState  # leaves (S, ...)
+    effort: Effort  # (S,) int32 each: steps of the inner solves, the same for all tasks
+    # (S,) int32, the step, from 1, that was not finite and left a task as it was for good; 0: none.
+    dropped: Array
     step: Array  # () int32
+
+
+class Report(NamedTuple):
+    """What is looked at of one split, for S tasks; (S,) float32 each."""
+
+    objective: Array  # Eq. 7, soft labels
+    heldout_ce: Array
+    entropy: Array  # nats
+    # Mean over the second spaces of the norm of the inner gradient at the solution, and before the
+    # solver's last step, relative to the gradient of the held-out cross-entropy in W: by so much,
+    # about, does what the solver leaves change the latter.
+    inner_residual: Array
+    inner_before: Array
+    # Of the implicit adjoint's linear system, relative, mean over the second spaces; 0 for others.
+    adjoint_residual: Array
+    adjoint_before: Array  # before its last step
 
 
 class Info(NamedTuple):
     """What is only looked at."""
 
-    objective: Array  # (S,) float32, Eq. 7 on this step's split, soft labels
+    objective: Array  # (S,) float32, as in `Report`, mean over the splits of the step
     heldout_ce: Array  # (S,) float32
     entropy: Array  # (S,) float32, nats
     gradient_norm: Array  # (S,) float32, before clipping
-    inner_residual: Array  # (S,) float32, norm of the last inner gradient
-    # (S,) float32, relative, mean over the second spaces; 0 unless the adjoint is implicit.
-    adjoint_residual: Array
+    inner_residual: Array  # (S,) float32
+    adjoint_residual: Array  # (S,) float32
+    inner_steps: Array  # (S,) int32, steps of the solver, the same for all tasks
+    adjoint_steps: Array  # (S,) int32, of the implicit adjoint
+    dropped: Array  # (S,) int32, as in `State`
     temperature: Array  # () float32
     learning_rate: Array  # () float32
 
@@ -77,8 +100,7 @@ class Learned(NamedTuple):
 
     gradients: Array  # (S, d1, K) float32, sum
     inner: tuple[Array, ...]  # (S, K, r) float32, last inner solution in each second space
-    # (S,) float32 each, sums: objective, held-out CE, entropy, inner and adjoint residual.
-    values: tuple[Array, ...]
+    report: Report  # sums
 
 
 def init(seed: Array | int, tasks: Array, data: Data, settings: Search) -> State:
@@ -129,7 +151,9 @@ def blank(
         return theta, inner, optimiser(settings).init(theta)
 
     theta, inner, opt = jax.vmap(one)(tasks)
-    return State(tasks, theta, inner, opt, jnp.zeros((), jnp.int32))
+    none = jnp.zeros(len(tasks), jnp.int32)
+    effort = Effort(*(none + count for count in settings.inner.effort))
+    return State(tasks, theta, inner, opt, effort, none, jnp.zeros((), jnp.int32))
 
 
 def first_settings(settings: Search) -> Search:
@@ -162,9 +186,9 @@ def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> 
     def one(theta: Array, starts: tuple[Array, ...]) -> tuple[Array, ...]:
         y = task_encoder.labels(theta, subset.phi1_train, settings.temperature, settings.labels)
         return tuple(
-            inner_fit.minimise(
+            solvers.minimise(
                 start, space.train, y, space.penalty, space.step, steps=settings.inner.steps
-            )[0]
+            ).w
             for space, start in zip(subset.spaces, starts, strict=True)
         )
 
@@ -295,7 +319,8 @@ def step(
 def nothing(state: State) -> Learned:
     """What a step has learned before its first split."""
     zeros = jnp.zeros(len(state.task), state.theta.dtype)
-    return Learned(jnp.zeros_like(state.theta), state.inner, (zeros,) * 5)
+    report = Report(*(zeros for _ in Report._fields))
+    return Learned(jnp.zeros_like(state.theta), state.inner, report)
 
 
 def learn(
@@ -322,10 +347,10 @@ def learn(
     before = state._replace(inner=learned.inner) if settings.start == "warm" else state
     starts = inner_starts(before, split_key(seed, state.step, index), settings)
     temperature = _temperature(state, settings)
-    gradients, inner, values = hypergradients(
-        state.theta, starts, subset, temperature, log_prior, settings
+    gradients, inner, report = hypergradients(
+        state.theta, starts, subset, temperature, log_prior, settings, effort_of(state)
     )
-    total = jax.tree.map(jnp.add, learned.values, values)
+    total = jax.tree.map(jnp.add, learned.report, report)
     return Learned(learned.gradients + gradients, inner, total)
 
 
@@ -343,24 +368,76 @@ def update(state: State, learned: Learned, settings: Search) -> tuple[State, Inf
     _, learning_rate_at = schedules(settings)
     temperature = _temperature(state, settings)
     gradients = learned.gradients / settings.subsets_per_step
-    values = tuple(value / settings.subsets_per_step for value in learned.values)
+    report = jax.tree.map(lambda value: value / settings.subsets_per_step, learned.report)
     updates, opt = jax.vmap(optimiser(settings).update)(gradients, state.optimiser)
     # The orthonormal image takes the place of the free matrix, so that its scale does not drift.
     theta = jax.vmap(task_encoder.orthonormalise)(optax.apply_updates(state.theta, updates))
-    kept = learned.inner if settings.start == "warm" else state.inner
-    norm = jnp.sqrt(jnp.sum(gradients.reshape(len(theta), -1) ** 2, axis=1))
-    total, heldout_ce, entropy, inner_residual, adjoint_residual = values
+    inner = learned.inner if settings.start == "warm" else state.inner
+    dropped = _dropped(state, (report.objective, theta, inner, opt))
+    # A task that is dropped stays as it was before the step that was not finite.
+    theta, inner, opt = jax.tree.map(
+        lambda new, old: jnp.where(_along(dropped > 0, new), old, new),
+        (theta, inner, opt),
+        (state.theta, state.inner, state.optimiser),
+    )
     info = Info(
-        total,
-        heldout_ce,
-        entropy,
-        gradient_norm=norm,
-        inner_residual=inner_residual,
-        adjoint_residual=adjoint_residual,
+        report.objective,
+        report.heldout_ce,
+        report.entropy,
+        gradient_norm=jnp.sqrt(jnp.sum(gradients.reshape(len(theta), -1) ** 2, axis=1)),
+        inner_residual=report.inner_residual,
+        adjoint_residual=report.adjoint_residual,
+        inner_steps=state.effort.steps,
+        adjoint_steps=state.effort.adjoint_steps,
+        dropped=dropped,
         temperature=temperature,
         learning_rate=jnp.asarray(learning_rate_at(state.step), temperature.dtype),
     )
-    return State(state.task, theta, kept, opt, state.step + 1), info
+    effort = _next_effort(state.effort, report, dropped == 0, settings.inner)
+    return State(state.task, theta, inner, opt, effort, dropped, state.step + 1), info
+
+
+def _along(tasks: Array, like: Array) -> Array:
+    """``(S,)`` values, to be broadcast to an array ``(S, ...)``."""
+    return tasks.reshape(len(tasks), *(1,) * (like.ndim - 1))
+
+
+def _dropped(state: State, new: Any) -> Array:
+    """``(S,)`` steps at which tasks were dropped, those of this one among them."""
+
+    def finite(leaf: Array) -> Array:
+        return jnp.all(jnp.isfinite(leaf.reshape(len(leaf), -1)), axis=1)
+
+    whole = jnp.all(jnp.stack([finite(leaf) for leaf in jax.tree.leaves(new)]), axis=0)
+    return jnp.where((state.dropped == 0) & ~whole, state.step + 1, state.dropped)
+
+
+def effort_of(state: State) -> Effort:
+    """The numbers of steps of the inner solves that the next step takes, () int32 each."""
+    return Effort(*(jnp.max(count) for count in state.effort))
+
+
+def _next_effort(effort: Effort, report: Report, alive: Array, inner: InnerFit) -> Effort:
+    """Numbers of steps by what the solves of this step left, on average over the tasks."""
+    if not inner.tolerance or inner.adjoint == "unrolled":
+        return effort
+
+    def mean(residual: Array) -> Array:
+        # What is above 1 is no worse, it is as if nothing had been solved.
+        left = jnp.where(alive, jnp.minimum(residual, 1), 0)
+        return jnp.sum(left) / jnp.maximum(jnp.sum(alive), 1)
+
+    def after(counts: Array, left: Array, before: Array, most: int) -> Array:
+        count = adjust(jnp.max(counts), mean(left), mean(before), inner.tolerance, most)
+        return jnp.broadcast_to(count, counts.shape)
+
+    steps = after(effort.steps, report.inner_residual, report.inner_before, inner.steps)
+    if inner.adjoint == "first_order":
+        return effort._replace(steps=steps)
+    adjoint = after(
+        effort.adjoint_steps, report.adjoint_residual, report.adjoint_before, inner.adjoint_steps
+    )
+    return effort._replace(steps=steps, adjoint_steps=adjoint)
 
 
 def _temperature(state: State, settings: Search) -> Array:
@@ -409,7 +486,8 @@ def hypergradients(
     temperature: Array,
     log_prior: Array,
     settings: Search,
-) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    effort: Effort | None = None,
+) -> tuple[Array, tuple[Array, ...], Report]:
     """Gradients of Eq. 7 on one split, of all tasks.
 
     Args:
@@ -419,10 +497,11 @@ def hypergradients(
       temperature: T.
       log_prior: ``(K,)`` log of the class prior.
       settings: of the search.
+      effort: numbers of steps of the inner solves, () each; those of the settings by default.
 
     Returns:
       The gradients ``(S, d1, K)`` in the free matrices, the inner solutions ``(S, K, r)`` in each
-      second space, and ``(S,)`` each: objective, held-out CE, entropy, inner and adjoint residual.
+      second space, and the `Report`.
     """
     one = functools.partial(
         _hypergradient,
@@ -430,6 +509,7 @@ def hypergradients(
         temperature=temperature,
         log_prior=log_prior,
         settings=settings,
+        effort=effort,
     )
     return jax.vmap(one)(theta, starts)
 
@@ -442,10 +522,11 @@ def _hypergradient(
     temperature: Array,
     log_prior: Array,
     settings: Search,
-) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    effort: Effort | None,
+) -> tuple[Array, tuple[Array, ...], Report]:
     """Gradient of Eq. 7 in the free matrix of one task, its inner solutions, and what to report."""
 
-    def value(theta: Array, probe: Array) -> tuple:
+    def value(theta: Array, watches: tuple[Watch, ...]) -> tuple[Array, Terms]:
         return objective(
             theta,
             starts,
@@ -454,19 +535,37 @@ def _hypergradient(
             log_prior,
             settings.entropy_weight,
             settings.inner,
-            probe,
             settings.labels,
+            effort,
+            watches,
         )
 
-    probe = jnp.zeros((), theta.dtype)
-    (total, terms), (gradient, residual) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
-        theta, probe
+    probes = (inner_fit.probe(theta.dtype),) * len(subset.spaces)
+    (total, terms), (gradient, seen) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
+        theta, probes
     )
     gradient = task_encoder.tangent(theta, gradient)
-    # One cotangent for all second spaces: it holds the sum over them.
-    adjoint = jnp.abs(residual) / len(subset.spaces)
-    report = (total, terms.heldout_ce, terms.entropy, terms.inner_residual, adjoint)
-    return gradient, terms.solutions, report
+    return gradient, terms.solutions, _report(total, terms, seen)
+
+
+def _report(total: Array, terms: Terms, seen: tuple[Watch, ...]) -> Report:
+    """What one task has to report."""
+    # The objective has the mean over the spaces, of which each sees its share.
+    tiny = jnp.finfo(total.dtype).tiny
+    heldout = [jnp.maximum(watch.heldout * len(seen), tiny) for watch in seen]
+
+    def mean(values: Iterable[Array]) -> Array:
+        return sum(values, jnp.zeros_like(total)) / len(seen)
+
+    return Report(
+        total,
+        terms.heldout_ce,
+        terms.entropy,
+        inner_residual=mean(r.after / b for r, b in zip(terms.residuals, heldout, strict=True)),
+        inner_before=mean(r.before / b for r, b in zip(terms.residuals, heldout, strict=True)),
+        adjoint_residual=mean(watch.adjoint.after for watch in seen),
+        adjoint_before=mean(watch.adjoint.before for watch in seen),
+    )
 
 
 def run_steps(

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Ratio of the smallest to the largest singular value down to which `orthonormalise` is exact.
-_SMALLEST_RATIO = 1e-3
+# Steps of `orthonormalise`, more than any input of full rank in float32 needs.
+_MOST_STEPS = 60
 # Share of a random matrix in an encoder that begins at rows.
 _NOISE = 0.1
 
@@ -184,20 +184,21 @@ def _sparsemax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
     return p, support * (dz - mean)
 
 
+@jax.custom_jvp
 def orthonormalise(theta: Array) -> Array:
     """The nearest matrix with orthonormal columns: the polar factor.
 
     ``theta (theta^T theta)^(-1/2)``, unlike Gram-Schmidt or QR, treats all columns alike, so
     permuting classes permutes the result. It is found by Newton-Schulz steps of fifth order
-    (Kovarik 1970; Bjorck & Bowie 1971), ``q (15 - 10 q^T q + 3 (q^T q)^2) / 8``, as many as the
-    ratio below needs. They rise to 1 monotonically, so rounding does not grow: steps that are
-    scaled to converge in fewer take orthonormal input, the usual one, far down first.
+    (Kovarik 1970; Bjorck & Bowie 1971), ``q (15 - 10 q^T q + 3 (q^T q)^2) / 8``, until the last
+    one was taken so near to the result that it was exact. They rise to 1 monotonically, so rounding
+    does not grow: steps that are scaled to converge in fewer take orthonormal input, the usual one,
+    far down first.
 
     Products only: they are fast for K = 10, where all of it is a few passes over ``theta``, and for
-    K = 1000, where it is a small share of the inner fit, on every device; and they differentiate at
-    every full-rank input. An eigendecomposition has no derivative at orthonormal input, and batched
-    triangular solves, of which a Cholesky factorisation would need some, can block each other for
-    good on a CPU of few cores (jaxlib 0.10.2, seen at K = 150 with two cores).
+    K = 1000, where it is a small share of the inner fit, on every device. Batched triangular
+    solves, of which a Cholesky factorisation would need some, can block each other for good on a
+    CPU of few cores (jaxlib 0.10.2, seen at K = 150 with two cores).
 
     Args:
       theta: ``(d1, K)`` with K <= d1 and full column rank; exact down to a ratio of 1e-3 between
@@ -208,14 +209,38 @@ def orthonormalise(theta: Array) -> Array:
     """
     # Any upper bound of the largest singular value will do; the result does not depend on it.
     squared = jnp.max(jnp.sum(jnp.abs(theta.T @ theta), axis=0))
-    q = theta / jax.lax.stop_gradient(jnp.sqrt(squared))
+    identity = jnp.eye(theta.shape[1], dtype=theta.dtype)
+    # A step takes a distance e from orthonormal to less than e^3.
+    near = 0.7 * jnp.finfo(theta.dtype).eps ** (1 / 3)
 
-    @jax.checkpoint
-    def step(q: Array, _: None) -> tuple[Array, None]:
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        steps, distance, _ = carry
+        return (steps < _MOST_STEPS) & (distance > near)
+
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        steps, _, q = carry
         gram = q.T @ q
-        return (15 * q - q @ (10 * gram - 3 * gram @ gram)) / 8, None
+        distance = jnp.max(jnp.sum(jnp.abs(gram - identity), axis=0))
+        return steps + 1, distance, (15 * q - q @ (10 * gram - 3 * gram @ gram)) / 8
 
-    return jax.lax.scan(step, q, None, length=_steps(_SMALLEST_RATIO))[0]
+    far = jnp.full((), jnp.inf, theta.dtype)
+    start = (jnp.zeros((), jnp.int32), far, theta / jnp.sqrt(squared))
+    return jax.lax.while_loop(unfinished, step, start)[2]
+
+
+@orthonormalise.defjvp
+def _orthonormalise_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (theta,), (change,) = primals, tangents
+    q = orthonormalise(theta)
+    # theta = q h with h symmetric; h dh + dh h = theta^T change + change^T theta gives dh. Sums of
+    # eigenvalues stand below, not differences: equal ones, as of orthonormal input, do no harm.
+    h = q.T @ theta
+    values, vectors = jnp.linalg.eigh((h + h.T) / 2)
+    inner = theta.T @ change
+    turned = vectors.T @ (inner + inner.T) @ vectors
+    dh = vectors @ (turned / (values[:, None] + values[None, :])) @ vectors.T
+    inverse = (vectors / values[None, :]) @ vectors.T
+    return q, (change - q @ dh) @ inverse
 
 
 def tangent(theta: Array, gradient: Array) -> Array:
@@ -223,8 +248,8 @@ def tangent(theta: Array, gradient: Array) -> Array:
 
     At orthonormal ``theta`` the derivative of the polar factor is ``d - theta sym(theta^T d)``, its
     own transpose (Abrudan, Eriksson & Koivunen 2008, Section II): what moves the columns along the
-    set of orthonormal matrices remains. It costs two products, where reverse mode through the steps
-    of `orthonormalise` costs some sixty.
+    set of orthonormal matrices remains. It costs two products and no
+    eigendecomposition, which the derivative of `orthonormalise` elsewhere takes.
 
     Args:
       theta: ``(d1, K)`` with orthonormal columns.
@@ -235,12 +260,3 @@ def tangent(theta: Array, gradient: Array) -> Array:
     """
     inner = theta.T @ gradient
     return gradient - theta @ ((inner + inner.T) / 2)
-
-
-def _steps(ratio: float) -> int:
-    """Newton-Schulz steps that bring singular values in ``[ratio, 1]`` to 1."""
-    low, steps = ratio, 0
-    while 1 - low > 1e-9:
-        low *= (15 - 10 * low**2 + 3 * low**4) / 8
-        steps += 1
-    return steps

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from hume_jax.core import inner_fit
+from hume_jax.core import inner_fit, solvers
 from hume_jax.core.objective import label_entropy
 
 # Conjugate-gradient steps in each Newton step of a fit.
@@ -131,7 +131,7 @@ def _score_fold(
 
     def one_task(labels: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
         one_hot = functools.partial(jax.nn.one_hot, num_classes=start.shape[0], axis=0)
-        w, residual = inner_fit.minimise(
+        found = solvers.minimise(
             start,
             x_train,
             one_hot(labels[train], dtype=x.dtype),
@@ -143,8 +143,9 @@ def _score_fold(
             lengths=_LENGTHS,
             tolerance=tolerance,
         )
+        w = found.w
         right = jnp.argmax(w @ x_test.T, axis=0) == labels[test]
         ce = inner_fit.cross_entropy(w, x_test, one_hot(labels[test], dtype=x.dtype))
-        return w, (ce, jnp.mean(right), residual)
+        return w, (ce, jnp.mean(right), found.residual)
 
     return jax.vmap(one_task)(tasks, starts)

@@ -76,6 +76,7 @@ def second_space(
     precondition: bool,
     directions: int,
     penalty: float,
+    floor: float = 0.0,
     done: Callable[[int], None] = lambda rows: None,
 ) -> InnerMap:
     """The map of one second space; arguments as of `prepare.inner_rows`.
@@ -88,6 +89,7 @@ def second_space(
       precondition: whether to solve in preconditioned coordinates.
       directions: leading directions kept, 0 for all.
       penalty: lambda.
+      floor: directions of a variance below this many lambda are left out.
       done: called with the number of rows read since the last call.
     """
     d2 = arrays[0].shape[1]
@@ -99,7 +101,9 @@ def second_space(
             scale = found.squares**-0.5 if found.squares > 0 else 1.0
             stats = Statistics(found.mean.astype(np.float32), np.asarray(scale, np.float32))
         gram = _gram(found, stats)
-    change = coordinates(gram, penalty, precondition=precondition, directions=directions)
+    change = coordinates(
+        gram, penalty, precondition=precondition, directions=directions, floor=floor
+    )
     return InnerMap(
         stats,
         change.basis.astype(np.float32) if precondition else None,

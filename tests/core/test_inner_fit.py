@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from hume_jax.core import inner_fit
+from hume_jax.core import inner_fit, solvers
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -32,10 +32,10 @@ def _solve(x, gram, y, penalty, *, steps=3000, precondition=True, solver="nester
     def run(rows, weights, y):
         step = 2 / inner_fit.largest_curvature(rows, weights)
         start = jnp.zeros((y.shape[0], rows.shape[1]), rows.dtype)
-        return inner_fit.minimise(start, rows, y, weights, step, steps=steps, solver=solver, **more)
+        return solvers.minimise(start, rows, y, weights, step, steps=steps, solver=solver, **more)
 
-    w, residual = run(rows, weights, jnp.asarray(y))
-    return np.asarray(w) @ change.basis.T, float(residual)
+    found = run(rows, weights, jnp.asarray(y))
+    return np.asarray(found.w) @ change.basis.T, float(found.residual)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,21 @@ def test_leading_directions_and_their_share_of_the_variance(rng):
     assert change.kept == pytest.approx(values[:2].sum() / values.sum())
 
 
+def test_directions_that_the_penalty_holds_down_are_left_out(rng):
+    x, gram, _ = _problem(rng, decay=1e-2)
+    values = np.linalg.eigvalsh(gram)[::-1]
+    penalty = 1e-3
+    expected = int(np.sum(values > 1.5 * penalty))
+    assert 1 < expected < len(values)
+    change = inner_fit.coordinates(gram, penalty, floor=1.5)
+    assert change.basis.shape == (13, expected)
+    # What is left are the leading ones.
+    whole = inner_fit.coordinates(gram, penalty)
+    np.testing.assert_array_equal(change.basis, whole.basis[:, :expected])
+    np.testing.assert_array_equal(change.penalty, whole.penalty[:expected])
+    assert change.kept < whole.kept
+
+
 def test_no_preconditioning_keeps_the_coordinates(rng):
     _, gram, _ = _problem(rng)
     change = inner_fit.coordinates(gram, 0.0, precondition=False)
@@ -119,10 +134,10 @@ def test_two_classes_near_one_half_on_a_small_subset_converge(rng):
     half = 0.5 + 0.01 * rng.uniform(-1, 1, 2 * d)
     y = jnp.asarray(np.stack([half, 1 - half]), jnp.float32)
     penalty = jnp.asarray(change.penalty, jnp.float32)
-    run = functools.partial(inner_fit.minimise, jnp.zeros((2, d + 1)), rows, y, penalty)
+    run = functools.partial(solvers.minimise, jnp.zeros((2, d + 1)), rows, y, penalty)
     fit = jax.jit(lambda step, steps: run(step, steps=steps))
     step = 2 / inner_fit.largest_curvature(rows, penalty)
-    residuals = [float(fit(step, steps)[1]) for steps in (1, 25, 50, 100, 200)]
+    residuals = [float(fit(step, steps).residual) for steps in (1, 25, 50, 100, 200)]
     assert residuals[-1] < 1e-5
     assert all(b < a or b < 1e-6 for a, b in zip(residuals, residuals[1:], strict=False))
 
@@ -151,18 +166,48 @@ def test_newton_does_not_overshoot_from_a_bad_start(rng):
 
     @functools.partial(jax.jit, static_argnames="steps")
     def value(steps):
-        w, _ = inner_fit.minimise(start, rows, labels, weights, 0.0, steps=steps, solver="newton")
-        return inner_fit.loss(w, rows, labels, weights)
+        found = solvers.minimise(start, rows, labels, weights, 0.0, steps=steps, solver="newton")
+        return inner_fit.loss(found.w, rows, labels, weights)
 
     values = [float(value(steps)) for steps in range(6)]
     assert all(b <= a * (1 + 1e-5) for a, b in zip(values, values[1:], strict=False))
     assert values[-1] < 0.2 * values[0]
 
 
+def test_newton_begins_at_zero_where_that_is_better_than_the_start(rng):
+    x, gram, y = _problem(rng)
+    rows, labels, weights = (jnp.asarray(a, jnp.float32) for a in (x, y, np.full(13, 1e-3)))
+    good, far = 1e-3 * labels @ rows, -20 * labels @ rows
+    run = functools.partial(solvers.minimise, solver="newton")
+    zero = run(jnp.zeros_like(far), rows, labels, weights, 0.0, steps=2)
+    for a, b in zip(run(far, rows, labels, weights, 0.0, steps=2), zero, strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept = run(good, rows, labels, weights, 0.0, steps=0)
+    np.testing.assert_array_equal(kept.w, good)
+    np.testing.assert_array_equal(kept.logits, good @ rows.T)
+
+
+def test_newton_knows_the_logits_at_its_solution(rng):
+    x, gram, y = _problem(rng)
+    rows, labels, weights = (jnp.asarray(a, jnp.float32) for a in (x, y, np.full(13, 1e-3)))
+    start = jnp.zeros((4, 13))
+    found = solvers.minimise(start, rows, labels, weights, 0.0, steps=3, solver="newton")
+    np.testing.assert_allclose(found.logits, found.w @ rows.T, atol=1e-4)
+    assert solvers.minimise(start, rows, labels, weights, 0.1, steps=3).logits is None
+
+
+def test_conjugate_gradient_tells_what_was_left_before_its_last_step(rng):
+    a = rng.standard_normal((20, 20)).astype(np.float32)
+    a, b = a @ a.T + 20 * np.eye(20, dtype=np.float32), rng.standard_normal(20).astype(np.float32)
+    left = [solvers.conjugate_gradient(lambda v: a @ v, b, steps)[1] for steps in (2, 3)]
+    assert 0 < left[1].after < left[0].after < 1
+    np.testing.assert_allclose(left[1].before, left[0].after, rtol=1e-5)
+
+
 def test_unknown_solver_is_refused(rng):
     x = np.ones((5, 3), np.float32)
     with pytest.raises(ValueError, match="not newton, nesterov or gradient"):
-        inner_fit.minimise(x[:2], x, x[:, :2].T, x[0], 1.0, steps=1, solver="sgd")
+        solvers.minimise(x[:2], x, x[:, :2].T, x[0], 1.0, steps=1, solver="sgd")
 
 
 def test_tolerance_ends_a_fit_early(rng):
@@ -175,11 +220,11 @@ def test_tolerance_ends_a_fit_early(rng):
     def both(y):
         arguments = (start, rows, y, jnp.asarray(change.penalty, jnp.float32), 1.5)
         return (
-            inner_fit.minimise(*arguments, steps=500, tolerance=1e-3),
-            inner_fit.minimise(*arguments, steps=500, tolerance=1e-6),
+            solvers.minimise(*arguments, steps=500, tolerance=1e-3).residual,
+            solvers.minimise(*arguments, steps=500, tolerance=1e-6).residual,
         )
 
-    (_, coarse), (_, fine) = both(jnp.asarray(y, jnp.float32))
+    coarse, fine = both(jnp.asarray(y, jnp.float32))
     assert fine < 1e-6 < coarse < 1e-3
 
 
@@ -187,13 +232,13 @@ def test_conjugate_gradient_solves_and_survives_a_zero_residual(x64, rng):
     a = rng.standard_normal((20, 20))
     a = a @ a.T + np.eye(20)
     b = rng.standard_normal(20)
-    solve = jax.jit(functools.partial(inner_fit.conjugate_gradient, lambda v: a @ v, steps=60))
-    u, residual = solve(b)
+    solve = jax.jit(functools.partial(solvers.conjugate_gradient, lambda v: a @ v, steps=60))
+    u, left = solve(b)
     np.testing.assert_allclose(u, np.linalg.solve(a, b), atol=1e-9)
-    assert residual < 1e-10
-    nothing, residual = solve(np.zeros(20))
+    assert left.after < 1e-10
+    nothing, left = solve(np.zeros(20))
     np.testing.assert_array_equal(nothing, 0)
-    assert residual == 0
+    assert left.after == left.before == 0
 
 
 def test_unknown_adjoint_is_refused(rng):

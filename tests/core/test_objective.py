@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from hume_jax.core import inner_fit, objective
+from hume_jax.core import inner_fit, objective, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -34,8 +34,8 @@ def _value_and_gradient(problem, settings, spaces=1, prior=None, theta=None):
     starts = (jnp.zeros((k, subset.spaces[0].train.shape[1])),) * spaces
 
     @jax.jit
-    def run(theta, probe):
-        return jax.value_and_grad(objective.objective, argnums=(0, 7), has_aux=True)(
+    def run(theta, watches):
+        return jax.value_and_grad(objective.objective, argnums=(0, 9), has_aux=True)(
             theta,
             starts,
             subset,
@@ -43,12 +43,15 @@ def _value_and_gradient(problem, settings, spaces=1, prior=None, theta=None):
             log_prior,
             problem.entropy_weight,
             settings,
-            probe,
+            "sparsemax",
+            None,
+            watches,
         )
 
     theta = problem.theta if theta is None else theta
-    (value, terms), (gradient, residual) = run(jnp.asarray(theta), jnp.zeros(()))
-    return float(value), terms, np.asarray(gradient), abs(float(residual))
+    probes = (inner_fit.probe(jnp.float64),) * spaces
+    (value, terms), (gradient, seen) = run(jnp.asarray(theta), probes)
+    return float(value), terms, np.asarray(gradient), seen[0]
 
 
 def _relative(a, b):
@@ -65,11 +68,9 @@ CONVERGED = {"steps": 12, "newton_steps": 100, "adjoint_steps": 200}
 def test_hypergradient_four_ways(x64, seed, prior):
     problem = oracles.problem(seed)
     given = {} if prior is None else {"prior": np.asarray(prior)}
-    value, terms, gradient, residual = _value_and_gradient(
-        problem, InnerFit(**CONVERGED), prior=prior
-    )
-    assert terms.inner_residual < 1e-12
-    assert residual < 1e-12
+    value, terms, gradient, seen = _value_and_gradient(problem, InnerFit(**CONVERGED), prior=prior)
+    assert terms.residuals[0].after < 1e-12
+    assert seen.adjoint.after < 1e-12
     expected, implicit = oracles.implicit_gradient(*problem, **given)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     assert _relative(gradient, implicit) < 1e-7
@@ -95,10 +96,10 @@ def test_first_order_adjoint_takes_the_fit_as_constant(x64):
     _, expected = oracles.first_order_gradient(*problem)
     _, implicit = oracles.implicit_gradient(*problem)
     settings = InnerFit(adjoint="first_order", **CONVERGED)
-    _, _, gradient, residual = _value_and_gradient(problem, settings)
+    _, _, gradient, seen = _value_and_gradient(problem, settings)
     assert _relative(gradient, expected) < 1e-7
     assert _relative(gradient, implicit) > 1e-2
-    assert residual == 0
+    assert seen.adjoint.after == seen.adjoint.before == 0
 
 
 def test_few_steps_report_their_residuals(x64):
@@ -107,9 +108,23 @@ def test_few_steps_report_their_residuals(x64):
         _value_and_gradient(problem, InnerFit(solver="nesterov", steps=steps, adjoint_steps=steps))
         for steps in (3, 12)
     ]
-    (_, few, _, few_adjoint), (_, more, _, more_adjoint) = results
-    assert few.inner_residual > more.inner_residual > 0
-    assert few_adjoint > more_adjoint > 0
+    (_, few, _, few_seen), (_, more, _, more_seen) = results
+    (few_inner,), (more_inner,) = few.residuals, more.residuals
+    assert few_inner.before > few_inner.after > more_inner.before > more_inner.after > 0
+    assert few_seen.adjoint.after > more_seen.adjoint.after > 0
+    assert few_seen.adjoint.before > few_seen.adjoint.after
+
+
+@pytest.mark.parametrize("adjoint", ["implicit", "first_order", "unrolled"])
+def test_the_way_back_sees_the_gradient_of_what_is_held_out(x64, adjoint):
+    """The norm of the held-out cross-entropy's gradient in W, at the solution."""
+    problem = oracles.problem(8)
+    settings = InnerFit(adjoint=adjoint, solver="nesterov", steps=20)
+    _, terms, _, seen = _value_and_gradient(problem, settings)
+    (space,), (w,) = _subset(problem).spaces, terms.solutions
+    y = task_encoder.labels(problem.theta, jnp.asarray(problem.phi1_test), problem.temperature)
+    expected = jax.grad(inner_fit.cross_entropy)(w, space.test, y)
+    np.testing.assert_allclose(seen.heldout, np.linalg.norm(expected), rtol=1e-9)
 
 
 def test_several_second_spaces_are_averaged(x64):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hume_jax.core import inner_fit, search, task_encoder
+from hume_jax.core import search, solvers, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import objective
 from hume_jax.representations.prepare import inner_rows
@@ -41,7 +41,7 @@ def step(state, seed, data, settings):
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
 def run_steps(state, seed, data, log_prior, settings, steps):
-    _traced.append(f"{steps} steps of {len(state.task)} tasks")
+    _traced.append(f"{steps} steps of {len(state.task)} tasks, {settings}")
     return search.run_steps(state, seed, data, log_prior, settings, steps)
 
 
@@ -219,7 +219,7 @@ def test_warm_starts_are_the_last_solutions(data, start, after):
     @jax.vmap
     def residual(theta, w):
         y = task_encoder.labels(theta, subset.phi1_train, SETTINGS.temperature)
-        return jnp.linalg.norm(inner_fit.gradient(w, space.train, y, space.penalty))
+        return jnp.linalg.norm(solvers.gradient(w, space.train, y, space.penalty))
 
     assert np.all(residual(start.theta, inner) < 0.05 * residual(start.theta, 0 * inner))
     assert difference(after[0].inner[0], inner) > 0.1
@@ -287,10 +287,13 @@ def test_a_batch_of_tasks_equals_single_tasks(data, start):
 
 def test_clipping_and_optimiser_state_are_per_task(data, start):
     assert all(leaf.shape[0] == len(TASKS) for leaf in jax.tree.leaves(start.optimiser))
-    usual, (info,) = blocks(start, data, 2)
-    # An inner start so far off that the fixed number of steps does not come back from it.
+    # Plain steps, which do not come back from an inner start that is far off.
+    inner = InnerFit(solver="gradient", steps=2, step_size=0.1)
+    settings = SETTINGS._replace(inner=inner)
+    arguments = (jnp.uint32(0), data, LOG_PRIOR, settings, 2)
+    usual, info = run_steps(start, *arguments)
     far = start._replace(inner=(start.inner[0].at[0].set(1e4 * (1 + jnp.arange(K))[:, None]),))
-    state, (far_info,) = blocks(far, data, 2)
+    state, far_info = run_steps(far, *arguments)
     assert far_info.gradient_norm[0, 0] > 100 * SETTINGS.clip
     assert equal(take(state, slice(1, 3)), take(usual, slice(1, 3)))
     np.testing.assert_array_equal(far_info.objective[:, 1:], info.objective[:, 1:])
@@ -333,6 +336,70 @@ def test_blocks_of_any_length_are_the_same_search(data, start, after):
     assert equal(state, after[0])
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     assert equal(joined, after[1])
+
+
+@pytest.fixture(scope="module")
+def following(data) -> tuple:
+    """Steps whose inner solves take as many steps as what they leave asks for."""
+    inner = InnerFit(steps=5, newton_steps=3, adjoint_steps=9, tolerance=0.2)
+    settings = SETTINGS._replace(anneal_steps=(), inner=inner)
+    state = init(0, jnp.asarray(TASKS), data, settings)
+    return settings, state, run_steps(state, jnp.uint32(0), data, LOG_PRIOR, settings, 8)
+
+
+def test_the_inner_solves_take_as_many_steps_as_what_they_leave_asks_for(following):
+    settings, start, (state, info) = following
+    for counts, most in ((info.inner_steps, 5), (info.adjoint_steps, 9)):
+        counts = np.asarray(counts)
+        # All tasks share them: first the most, then fewer, by one at a time.
+        assert np.all(counts == counts[:, :1])
+        assert counts[0, 0] == most > counts[-1, 0] >= 1
+        assert np.all(np.diff(counts[:, 0]) >= -1)
+    for residual in (info.inner_residual, info.adjoint_residual):
+        assert np.all(np.mean(residual, axis=1)[1:] < 2 * 0.2)
+    assert np.mean(info.adjoint_residual[-1]) > np.mean(info.adjoint_residual[0])
+    np.testing.assert_array_equal(state.effort.newton_steps, [3, 3, 3])
+    np.testing.assert_array_equal(start.effort.steps, [5, 5, 5])
+
+
+def test_blocks_of_any_length_take_the_same_numbers_of_steps(data, following):
+    settings, start, (whole, info) = following
+    state, counts = start, []
+    for length in (3, 5):
+        state, part = run_steps(state, jnp.uint32(0), data, LOG_PRIOR, settings, length)
+        counts.append(part.adjoint_steps)
+    assert equal(state, whole)
+    np.testing.assert_array_equal(np.concatenate(counts), info.adjoint_steps)
+
+
+@pytest.mark.parametrize("adjoint", ["first_order", "unrolled"])
+def test_numbers_of_steps_with_other_adjoints(data, adjoint):
+    """Without a linear system the solver's follow alone; what is unrolled has a fixed length."""
+    inner = InnerFit(adjoint, steps=4, newton_steps=4, adjoint_steps=7, tolerance=0.5)
+    settings = SETTINGS._replace(inner=inner)
+    state = init(0, jnp.asarray(TASKS), data, settings)
+    _, info = run_steps(state, jnp.uint32(0), data, LOG_PRIOR, settings, 4)
+    np.testing.assert_array_equal(info.adjoint_steps, 7)
+    assert np.all(np.isfinite(info.inner_residual))
+    if adjoint == "unrolled":
+        np.testing.assert_array_equal(info.inner_steps, 4)
+    else:
+        assert info.inner_steps[-1, 0] < 4
+
+
+def test_a_task_whose_step_is_not_finite_stays_as_it_was(data, start, after):
+    """Dropped at its first step; the others go on, bit for bit."""
+    ill = start._replace(theta=start.theta.at[1, 2].set(jnp.nan))
+    state, (info,) = blocks(ill, data, 4)
+    np.testing.assert_array_equal(info.dropped, np.tile([0, 1, 0], (4, 1)))
+    np.testing.assert_array_equal(state.dropped, [0, 1, 0])
+    for name in ("theta", "inner", "optimiser"):
+        for leaf, before in zip(
+            *(jax.tree.leaves(getattr(s, name)) for s in (state, ill)), strict=True
+        ):
+            np.testing.assert_array_equal(leaf[1], before[1])
+    others = jnp.asarray([0, 2])
+    assert equal(take(state, others), take(after[0], others))
 
 
 def test_the_seed_makes_the_splits(data, start, after):

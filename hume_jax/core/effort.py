@@ -1,0 +1,45 @@
+"""How many steps the inner fit and its adjoint take: as many as what they leave asks for."""
+
+from typing import NamedTuple, Self
+
+import jax.numpy as jnp
+from jax import Array
+
+# A count at most doubles from one outer step to the next.
+_GROWTH = 2.0
+
+
+class Effort(NamedTuple):
+    """Numbers of steps, int32: () each, or (S,) in a state of S tasks that share them."""
+
+    steps: Array  # of the solver
+    newton_steps: Array  # conjugate-gradient steps in each step of 'newton'
+    adjoint_steps: Array  # conjugate-gradient steps of the implicit adjoint
+
+    @classmethod
+    def of(cls, steps: int, newton_steps: int, adjoint_steps: int) -> Self:
+        """Counts that do not change."""
+        return cls(*(jnp.asarray(c, jnp.int32) for c in (steps, newton_steps, adjoint_steps)))
+
+
+def adjust(count: Array, after: Array, before: Array, tolerance: float, most: int) -> Array:
+    """The number of steps to take next, by what the last ones left.
+
+    A residual above the tolerance asks for as many steps as bring it there at the rate seen; one
+    that was below it before the last step, for one step less.
+
+    Args:
+      count: ``()`` int32 steps taken.
+      after: ``()`` residual that they left, relative; nothing is known if it is not finite.
+      before: ``()`` residual before the last of them.
+      tolerance: what may be left, below 1.
+      most: the most to take.
+
+    Returns:
+      ``()`` int32, from 1 to ``most``.
+    """
+    growth = jnp.log(tolerance) / jnp.log(jnp.clip(after, tolerance, 0.999))
+    more = jnp.ceil(count * jnp.clip(growth, 1, _GROWTH)).astype(jnp.int32)
+    more = jnp.maximum(more, count + 1)
+    following = jnp.where(after > tolerance, more, jnp.where(before <= tolerance, count - 1, count))
+    return jnp.clip(following, 1, most)
