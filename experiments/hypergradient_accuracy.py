@@ -253,6 +253,13 @@ def products(
     return fit * sum(widths[0]) / sum(widths[1]) * problem.settings.subsets_per_step
 
 
+def info_products(
+    info: search.Info, problem: figures.Problem, whole: figures.Problem
+) -> np.ndarray:
+    """`products` of every step of a block; all tasks share their numbers of steps."""
+    return products(info.inner_steps[:, 0], info.adjoint_steps[:, 0], problem, whole)
+
+
 def _quotient(
     above: np.ndarray, below: np.ndarray, norm_a: np.ndarray, norm_b: np.ndarray
 ) -> np.ndarray:
@@ -335,7 +342,9 @@ def main(arguments: Sequence[str]) -> None:
             **compare(state, config.seed, problem, whole, both),
         }
         if step == config.search.steps - 1:
-            stored["products"] = float(np.mean(_products_of(seen, problem, whole)))
+            steps = [info_products(info, problem, whole) for info in seen]
+            last = stored["points"][stops[step]]["products"]
+            stored["products"] = float(np.mean(np.concatenate([*steps, [last]])))
         figures.write_json(options.out, stored)
     ordered = {name: stored["points"][name] for name in stops.values()}
     print(f"{heading(config, problem.rows)}\n\n{report(ordered, stored['products'])}")
@@ -348,17 +357,6 @@ def _whole(config: config_dict.ConfigDict, problem: figures.Problem) -> figures.
     config = config_dict.ConfigDict(config)
     config.inner.variance_floor, config.inner.directions = 0.0, 0
     return figures.build(config)
-
-
-def _products_of(
-    seen: Sequence[search.Info], problem: figures.Problem, whole: figures.Problem
-) -> np.ndarray:
-    """Products of every step; all tasks share their numbers of steps."""
-    steps, adjoint = (
-        np.concatenate([getattr(info, name)[:, 0] for info in seen])
-        for name in ("inner_steps", "adjoint_steps")
-    )
-    return products(steps, adjoint, problem, whole)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How programs are compiled, on each kind of device."""
 
 import functools
+
 import jax
 import jax.numpy as jnp
 

@@ -209,7 +209,7 @@ def conjugate_gradient(
         return r if diagonal is None else r / diagonal
 
     def body(_: int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        u, r, p, rz, _ = carry
+        u, r, p, rz = carry[:4]
         hp = product(p)
         curvature = jnp.sum(p * hp)
         alpha = jnp.where(curvature > 0, rz / jnp.where(curvature > 0, curvature, 1), 0)

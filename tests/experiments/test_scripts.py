@@ -322,10 +322,21 @@ def test_points_of_the_search():
     points = hypergradient_accuracy.points(200, (120, 160))
     assert points == {
         0: "first",
+        1: "step 2",
+        2: "step 3",
+        4: "step 5",
+        7: "step 8",
+        20: "step 21",
+        40: "step 41",
+        60: "step 61",
+        80: "step 81",
+        100: "step 101",
         119: "before anneal 1",
         120: "after anneal 1",
+        140: "step 141",
         159: "before anneal 2",
         160: "after anneal 2",
+        180: "step 181",
         199: "last",
     }
     # Steps that coincide are visited once, and anneals that are never reached not at all.
@@ -337,7 +348,12 @@ def test_hypergradient_accuracy(arrays, tmp_path, capsys):
     out = tmp_path / "out.json"
     small = ["--config.n_tasks=2", "--config.search.steps=3", "--config.search.anneal_steps=()"]
     # Many steps, so that both gradients must agree.
-    many = ["--config.inner.steps=300", "--config.inner.adjoint_steps=60"]
+    many = [
+        "--config.inner.steps=300",
+        "--config.inner.adjoint_steps=60",
+        "--config.inner.tolerance=0",
+        "--config.inner.variance_floor=0",
+    ]
     # At the clusters of such data all labels are hard, and no gradient is left to compare.
     soft = ["--config.inner.penalty=1e-2", "--config.encoder.start=random"]
     fields = [*arrays, *small, *many, *soft]
@@ -345,14 +361,18 @@ def test_hypergradient_accuracy(arrays, tmp_path, capsys):
     hypergradient_accuracy.main([*command, "--", *fields])
     printed = capsys.readouterr().out
     points = json.loads(out.read_text())["points"]
-    assert [(name, entry["step"]) for name, entry in points.items()] == [("first", 0), ("last", 2)]
+    named = [(name, entry["step"]) for name, entry in points.items()]
+    assert named == [("first", 0), ("step 2", 1), ("last", 2)]
     for entry in points.values():
         assert len(entry["cosine"]) == 2
         assert min(entry["cosine"]) > 0.9999
         assert np.allclose(entry["norm_ratio"], 1, atol=1e-3)
         assert max(entry["converged_inner_residual"]) < 1e-8
         assert max(entry["converged_adjoint_residual"]) < 1e-8
-    assert [row[0] for row in rows_of(printed.split("\n\n")[1])] == ["first", "last", "all"]
+    rows = rows_of(printed.split("\n\n")[1])
+    assert [row[0] for row in rows] == ["first", "step 2", "last", "all"]
+    # 300 Newton steps of 4 conjugate-gradient steps, and 60 of the adjoint.
+    assert {row[-1] for row in rows} == {f"{300 * 10 + 120:.1f}"}
 
     # What is in the file is not computed again.
     stored = json.loads(out.read_text())
