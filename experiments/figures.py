@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from hume_jax import command_line, config_checks, planning
+from hume_jax import command_line, config_checks, memory, planning
 from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
@@ -132,6 +132,19 @@ def build(config: config_dict.ConfigDict) -> Problem:
     )
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     return Problem(data, plan.settings, log_prior, n)
+
+
+def shape_of(problem: Problem) -> memory.Shape:
+    """The sizes of a search."""
+    shards, depth, columns = problem.data.phi1.shape
+    settings = problem.settings
+    return memory.Shape(
+        shards * depth,
+        shards * settings.train_rows,
+        shards * settings.test_rows,
+        columns,
+        tuple(space.x.shape[-1] for space in problem.data.spaces),
+    )
 
 
 def device() -> str:

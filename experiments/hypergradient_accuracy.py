@@ -257,7 +257,8 @@ def info_products(
     info: search.Info, problem: figures.Problem, whole: figures.Problem
 ) -> np.ndarray:
     """`products` of every step of a block; all tasks share their numbers of steps."""
-    return products(info.inner_steps[:, 0], info.adjoint_steps[:, 0], problem, whole)
+    steps, adjoint = (np.asarray(count)[:, 0] for count in (info.inner_steps, info.adjoint_steps))
+    return products(steps, adjoint, problem, whole)
 
 
 def _quotient(

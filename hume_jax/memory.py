@@ -1,4 +1,4 @@
-"""How much memory and work a search takes, known before it starts."""
+"""How much memory a search takes, known before it starts."""
 
 import pathlib
 from typing import NamedTuple
@@ -11,8 +11,6 @@ from hume_jax.core.search import Search
 _FLOAT = 4
 # Bytes that the tasks scored at a time may take; tasks take turns beyond it.
 SCORE_BATCH = 2**30
-# Steps of the inner fit and of its adjoint that a tolerance comes down to on real features.
-_USUAL = (2, 8)
 # What a container may use, where there is one.
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -114,38 +112,3 @@ def machine_bytes() -> int:
     except (OSError, ValueError):  # no control group, or one without a limit
         return free
     return min(free, limit - used)
-
-
-def products(settings: Search, spaces: int) -> int:
-    """Products of the size (tasks * K, r) x (r, rows) in one outer step."""
-    inner = settings.inner
-    if inner.tolerance:
-        steps, adjoint_steps = (
-            min(most, usual)
-            for most, usual in zip((inner.steps, inner.adjoint_steps), _USUAL, strict=True)
-        )
-        inner = inner._replace(steps=steps, adjoint_steps=adjoint_steps)
-    one = 2 * inner.newton_steps + 2 if inner.solver == "newton" else 2
-    each = {
-        "implicit": one * inner.steps + 2 * inner.adjoint_steps + 4,
-        "first_order": one * inner.steps + 2,
-        # Forward, once more on the way back, and the way back itself.
-        "unrolled": 4 * one * inner.steps + 2,
-    }[inner.adjoint]
-    return each * spaces * settings.subsets_per_step
-
-
-def step_flops(shape: Shape, settings: Search, tasks: int) -> float:
-    """Floating-point operations of one outer step, of the inner products alone."""
-    width = sum(shape.inner) / len(shape.inner)
-    one = 2.0 * tasks * settings.n_classes * width * shape.train
-    return one * products(settings, len(shape.inner))
-
-
-def block_steps(shape: Shape, settings: Search, tasks: int, longest: int) -> int:
-    """Outer steps of one compiled call: about ten seconds on two CPU cores, at most ``longest``.
-
-    A rule of the sizes alone, never of a clock, so a resumed run takes the same blocks.
-    """
-    fitting = int(5e11 / step_flops(shape, settings, tasks))
-    return max(d for d in range(1, longest + 1) if longest % d == 0 and (d == 1 or d <= fitting))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from hume_jax import memory, parallel
+from hume_jax import compiling, memory, parallel, work
 from hume_jax.core import search
 from hume_jax.disk_feed import DiskRows, FromDisk
 from hume_jax.errors import UserError
@@ -127,7 +127,7 @@ def estimate_seconds(plan: Plan) -> float:
     shape, tasks = plan.shape, len(plan.batches[0]) * len(plan.seeds)
     x = jnp.ones((shape.train, shape.inner[0]), jnp.float32)
     w = jnp.ones((tasks * plan.settings.n_classes, x.shape[1]), x.dtype)
-    product = jax.jit(lambda w, x: w @ x.T)
+    product = jax.jit(lambda w, x: w @ x.T).lower(w, x).compile(compiling.options())
     jax.block_until_ready(product(w, x))
     times = []
     for _ in range(7):
@@ -135,10 +135,10 @@ def estimate_seconds(plan: Plan) -> float:
         jax.block_until_ready(product(w, x))
         times.append(time.perf_counter() - start)
     # The shortest: other work on the machine only ever adds.
-    one = min(times)
-    products = memory.products(plan.settings, len(shape.inner)) * plan.steps
-    # What is no product adds about a half on CPU cores: exponentials, the gather, the labels.
-    return 1.5 * one * products * sum(map(len, plan.batches)) / len(plan.batches[0])
+    flops = 2.0 * w.size * len(x) / min(times)
+    seconds = work.step_flops(shape, plan.settings, tasks) / flops * plan.steps
+    # What is no product adds a fifth on CPU cores, the first steps' longer solves another.
+    return 1.4 * seconds * sum(map(len, plan.batches)) / len(plan.batches[0])
 
 
 class _Runner:
@@ -147,7 +147,7 @@ class _Runner:
     def __init__(self, plan: Plan, feed: Feed) -> None:
         self._plan, self._feed = plan, feed
         self._dropped: set[tuple[int, int]] = set()  # that were told of
-        self._block = memory.block_steps(
+        self._block = work.block_steps(
             plan.shape,
             plan.settings,
             len(plan.batches[0]) * len(plan.seeds),

@@ -1,0 +1,231 @@
+"""How fast the search is, beside the plain matrix products that it is made of.
+
+    python experiments/benchmark.py steps --out=runs/benchmark/steps
+    python experiments/benchmark.py steps --rows 5000 10000 --tasks 32 --out=runs/benchmark/steps
+    python experiments/benchmark.py cost --out=runs/benchmark/cost
+
+`steps`: seconds of an outer step and of a step and task, the rate of the operations that it needs
+(`hume_jax.work.step_flops`, whatever is executed) beside that of the plain products of the inner
+fit, compiled alone and timed in turns with it; bytes those products move; seconds of compilation;
+peak memory. A row for each of the grid's sizes of subset, columns of phi2, classes and tasks.
+
+`cost`: whether the time of a step grows as its work does: along the rows of a subset, the columns
+of phi2 and the classes, one at a time, with the least-squares line through each, and a picture.
+
+Every case runs on made data, all directions kept, by the numbers of inner and adjoint steps that
+the default preset comes down to on real features; fields behind a lone -- change that, such as
+--config.preset=paper. Each case is a process of its own, held to `--threads` cores. Cases that OUT
+holds are not run anew. Times are medians of blocks; what else runs on the machine falls on step and
+product alike.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import figures
+import numpy as np
+
+from hume_jax import work
+from hume_jax.errors import UserError
+
+CASE = pathlib.Path(__file__).with_name("benchmark_case.py")
+# What the default preset comes down to, all directions kept.
+FIELDS = (
+    "--config.inner.tolerance=0",
+    f"--config.inner.steps={work.USUAL_STEPS}",
+    f"--config.inner.adjoint_steps={work.USUAL_ADJOINT_STEPS}",
+    "--config.inner.variance_floor=0",
+)
+# Along each axis the others stay at these.
+MIDDLE = {"rows": 4000, "columns": 768, "n_classes": 10, "tasks": 16}
+AXES: dict[str, tuple[int, ...]] = {
+    "rows": (2000, 4000, 6000, 8000, 10000),
+    "columns": (256, 512, 768, 1024, 1280),
+    "n_classes": (10, 50, 100, 250, 500, 1000),
+}
+# Fewest columns of the encoder's output, tasks times classes, for which the line is asked to hold.
+_ENOUGH = 128
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    steps = commands.add_parser("steps", help="time of a step beside plain products")
+    steps.add_argument("--rows", type=int, nargs="+", default=[5000, 10000], help="of a subset")
+    steps.add_argument("--columns", type=int, nargs="+", default=[1280], help="of phi2")
+    steps.add_argument("--classes", type=int, nargs="+", default=[10])
+    steps.add_argument("--tasks", type=int, nargs="+", default=[32])
+    cost = commands.add_parser("cost", help="how the time of a step grows")
+    for each in (steps, cost):
+        each.add_argument("--phi1", type=int, default=1280, help="columns of phi1")
+        each.add_argument("--block", type=int, default=3, help="outer steps of a compiled call")
+        each.add_argument("--repeats", type=int, default=7, help="timed blocks of each case")
+        each.add_argument("--threads", type=int, default=0, help="cores of a case, 0: all")
+        each.add_argument("--out", type=pathlib.Path, required=True, help="folder")
+        each.add_argument("fields", nargs="*", metavar="-- --config.FIELD=VALUE")
+    return parser.parse_args(arguments)
+
+
+def run_case(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What `benchmark_case.measure` returns, from OUT or else from a process of its own."""
+    key = json.dumps([case, options.threads], sort_keys=True)
+    path = options.out / "cases" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    kept = figures.read_json(path)
+    if kept:
+        return kept["found"]
+    print(f"timing {case}", file=sys.stderr)
+    done = subprocess.run(
+        [*_held_to(options.threads), sys.executable, str(CASE), json.dumps(case)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"{CASE.name} ended with {done.returncode} for {case}, it says why above")
+    found = json.loads(done.stdout.splitlines()[-1])
+    figures.write_json(path, {"case": case, "threads": options.threads, "found": found})
+    return found
+
+
+def _held_to(threads: int) -> list[str]:
+    """The start of a command line that runs on so many of this process's cores."""
+    if not threads:
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise UserError(f"--threads={threads}: there are {len(cores)} cores")
+    return ["taskset", "--cpu-list", ",".join(map(str, cores[:threads]))]
+
+
+def case_of(sizes: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+    """A case of given sizes, as `benchmark_case.Case` has it."""
+    return {
+        "rows": sizes["rows"],
+        "columns": [options.phi1, sizes["columns"]],
+        "n_classes": sizes["n_classes"],
+        "tasks": sizes["tasks"],
+        "fields": [*FIELDS, *options.fields],
+        "block": options.block,
+        "repeats": options.repeats,
+    }
+
+
+# ---- steps
+
+
+def grid(options: argparse.Namespace) -> Iterator[dict[str, int]]:
+    """The sizes that `steps` times."""
+    every = itertools.product(options.rows, options.columns, options.classes, options.tasks)
+    for sizes in every:
+        yield dict(zip(MIDDLE, sizes, strict=True))
+
+
+def shares(found: dict[str, Any]) -> np.ndarray:
+    """The step's rate as a share of the products' that took turns with it, of each block."""
+    rates = found["step_flops"] / np.asarray(found["step_seconds"])
+    return rates / np.asarray(found["product_flops"])
+
+
+def steps_rows(
+    cases: Sequence[tuple[dict[str, int], dict[str, Any]]],
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, a row for each case."""
+    head = ["rows", "columns", "classes", "tasks", "step, s", "step and task, s", "inner products"]
+    head += ["GFLOP/s", "of plain products", "GB a step", "compile, s", "peak, GiB"]
+    rows = []
+    for sizes, found in cases:
+        step = float(np.median(found["step_seconds"]))
+        low, median, high = np.percentile(shares(found), [0, 50, 100])
+        rows.append(
+            [
+                *(str(sizes[name]) for name in MIDDLE),
+                f"{step:.4g}",
+                f"{step / sizes['tasks']:.4g}",
+                str(found["inner_products"]),
+                f"{found['step_flops'] / step / 1e9:.1f}",
+                f"{median:.3f} ({low:.3f} to {high:.3f})",
+                f"{found['step_bytes'] / 1e9:.2f}",
+                f"{found['compile_seconds']:.1f}",
+                f"{found['peak_bytes'] / 2**30:.2f}",
+            ]
+        )
+    return head, rows
+
+
+def steps(options: argparse.Namespace) -> str:
+    """Times the grid."""
+    cases = [(sizes, run_case(case_of(sizes, options), options)) for sizes in grid(options)]
+    table = figures.write_table(options.out, *steps_rows(cases), name="steps")
+    return f"{cases[0][1]['device']}, medians (extremes) of {options.repeats} blocks\n\n{table}"
+
+
+# ---- cost
+
+
+def line(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares line with an intercept: its values, and how far off the points are.
+
+    Points count by their relative distance, or the largest would decide alone.
+    """
+    x, y = np.asarray(sizes, float), np.asarray(seconds)
+    design = np.stack([np.ones_like(x), x], axis=1)
+    fit, *_ = np.linalg.lstsq(design / y[:, None], np.ones_like(y), rcond=None)
+    values = design @ fit
+    return values, y / values - 1
+
+
+def cost(options: argparse.Namespace) -> str:
+    """Times along each axis."""
+    rows, curves, device = [], {}, ""
+    for axis, sizes in AXES.items():
+        seconds = []
+        for size in sizes:
+            found = run_case(case_of({**MIDDLE, axis: size}, options), options)
+            seconds.append(float(np.median(found["step_seconds"])))
+            device = found["device"]
+        values, off = line(sizes, seconds)
+        curves[axis] = (sizes, seconds, values)
+        for size, took, value, away in zip(sizes, seconds, values, off, strict=True):
+            rows.append([axis, str(size), f"{took:.4g}", f"{value:.4g}", f"{away:+.1%}"])
+    draw(options.out / "cost.png", curves)
+    head = ["along", "size", "step, s", "line", "off"]
+    table = figures.write_table(options.out, head, rows, name="cost")
+    middle = ", ".join(f"{value} {name}" for name, value in MIDDLE.items())
+    return f"{device}; {middle} but for the axis\n\n{table}"
+
+
+def draw(path: pathlib.Path, curves: dict[str, tuple]) -> None:
+    """A panel for each axis: the times and the line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(curves), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(curves))
+    for panel, (axis, (sizes, seconds, values)) in zip(panels, curves.items(), strict=True):
+        panel.plot(sizes, values, color="#d1611c", label="least-squares line")
+        panel.plot(sizes, seconds, "o", color="#2f6690", label="median of blocks")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(xlabel=axis.replace("n_", ""), ylim=(0, None), xlim=(0, None))
+    panels[0].set_ylabel("seconds of a step")
+    panels[0].legend(frameon=False)
+    figures.write_png(path, figure)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs a command."""
+    options = parse_arguments(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print({"steps": steps, "cost": cost}[options.command](options))
+
+
+if __name__ == "__main__":
+    with figures.one_line_errors():
+        main(sys.argv[1:])
