@@ -17,15 +17,15 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from hume_jax import command_line, config_checks, memory, planning
+from hume_jax import command_line, config_checks, memory, parallel, planning, rows
 from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.report import results
 from hume_jax.representations import store
-from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
-from hume_jax.representations.scaling import Kind
+from hume_jax.representations.prepared import first_space
+from hume_jax.stored_rows import hold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,28 +108,15 @@ def build(config: config_dict.ConfigDict) -> Problem:
     Args:
       config: resolved.
     """
-    dataset = store.search_spaces(store.open_dataset(config.data), config.search.spaces)
+    files = store.open_dataset(config.data)
+    dataset = store.search_spaces(files, config.search.spaces)
     splits = store.search_splits(dataset, config.setting)
+    statistics, _ = first_space(splits, rows.kind(config))
+    checked = rows.Checked(files, dataset, statistics, [])
+    maps = rows.maps_of(config, checked)
     n = sum(split.n for split in splits)
-    kind: Kind = "rows" if config.encoder.normalise else "stored"
-    statistics = space_statistics([split.phi1 for split in splits], kind)
-    phi1 = np.concatenate([joined_rows(split.phi1.arrays, statistics, kind) for split in splits])
-    inner = [
-        inner_rows(
-            arrays,
-            normalised=config.inner.normalise,
-            precondition=config.inner.precondition,
-            directions=config.inner.directions,
-            floor=config.inner.variance_floor,
-            penalty=config.inner.penalty,
-        )
-        for arrays in zip(*(split.phi2.arrays for split in splits), strict=True)
-    ]
-    widths = tuple(space.x.shape[1] for space in inner)
-    plan = planning.make_plan(config, n, phi1.shape[1], widths)
-    data = search.make_data(
-        phi1, [(space.x, space.penalty) for space in inner], planning.shard_count(config, n)
-    )
+    plan = planning.make_plan(config, n, dataset.train.phi1.columns, maps.widths)
+    data = hold(rows.stored(config, checked, maps), parallel.make_mesh(1, 1, 1))
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     return Problem(data, plan.settings, log_prior, n)
 

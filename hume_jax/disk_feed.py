@@ -22,26 +22,7 @@ from hume_jax.core.objective import Subset
 from hume_jax.core.subsets import Changes, Gathered
 from hume_jax.feeds import Programs, Seconds, placed_shape, state_shapes
 from hume_jax.representations.gather import READERS, Ahead, Stack, scattered
-
-
-class DiskRows(NamedTuple):
-    """The search rows where they are stored."""
-
-    phi1: tuple[Stack, ...]  # of each file
-    phi2: tuple[Stack, ...]  # of each second space
-    changes: Changes  # what they pass through
-    shards: int  # virtual shards
-
-    @property
-    def stacks(self) -> Any:
-        """As `Gathered` has the rows of one split."""
-        return Gathered._make((self.phi1, self.phi2))
-
-    @property
-    def shape(self) -> tuple[int, tuple[int, ...]]:
-        """Columns of phi1, and coordinates of the inner fit in each second space."""
-        widths = tuple(len(space.penalty) for space in self.changes.spaces)
-        return sum(stack.shape[1] for stack in self.phi1), widths
+from hume_jax.stored_rows import StoredRows
 
 
 class _Programs(NamedTuple):
@@ -58,7 +39,7 @@ class FromDisk:
 
     def __init__(
         self,
-        rows: DiskRows,
+        rows: StoredRows,
         settings: search.Search,
         seed: int,
         steps: int,
@@ -82,7 +63,7 @@ class FromDisk:
         self._seed, self._steps = jnp.asarray(seed, jnp.uint32), steps
         self._changes = parallel.place_everywhere(rows.changes, mesh)
         self._log_prior = jnp.asarray(log_prior, jnp.float32)
-        self._draw = _Draw(rows.phi1[0].shape[0], rows.shards, settings, seed)
+        self._draw = _Draw(rows.n, rows.shards, settings, seed)
         self._ahead = Ahead(self._gather)
         self._readers = ThreadPoolExecutor(READERS, "read")
         self._open = contextlib.ExitStack()

@@ -72,10 +72,10 @@ class FromMemory:
         log_prior: np.ndarray,
         mesh: Mesh,
     ) -> None:
-        """Places the rows.
+        """Takes what the steps read.
 
         Args:
-          data: the search rows.
+          data: the search rows, where the mesh says.
           settings: of the search.
           run_seeds: of the run; every batch holds the tasks of all of them.
           log_prior: (K,).
@@ -85,7 +85,7 @@ class FromMemory:
         self._programs = Programs(self.seconds)
         self._settings, self._mesh = settings, mesh
         self._seeds = jnp.asarray(run_seeds, jnp.uint32)
-        self._data = parallel.place_data(data, mesh)
+        self._data = data
         self._log_prior = jnp.asarray(log_prior, jnp.float32)
 
     def shapes(self, tasks: Sequence[int]) -> search.State:

@@ -52,8 +52,27 @@ def make_mesh(tasks: int, shards: int, devices: int | None = None) -> Mesh:
 
 def place_data(data: "Data", mesh: Mesh) -> "Data":
     """Spreads the virtual shards over ``data``; every ``task`` row of the mesh has all of them."""
-    shards = data.phi1.shape[0]
-    return _place(data, mesh, lambda leaf: P("data") if leaf.shape[0] == shards else P())
+    spaces = tuple(
+        space._replace(
+            x=place_by_shard(space.x, mesh), penalty=place_everywhere(space.penalty, mesh)
+        )
+        for space in data.spaces
+    )
+    return data._replace(
+        phi1=place_by_shard(data.phi1, mesh),
+        spaces=spaces,
+        counts=place_by_shard(data.counts, mesh),
+    )
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """Where arrays lie that have the virtual shards along their first axis."""
+    return NamedSharding(mesh, P("data"))
+
+
+def place_by_shard(tree: Any, mesh: Mesh) -> Any:
+    """Spreads arrays that have the virtual shards along their first axis."""
+    return _place(tree, mesh, lambda leaf: P("data"))
 
 
 def place_state(state: "State", mesh: Mesh) -> "State":

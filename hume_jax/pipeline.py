@@ -1,13 +1,12 @@
 """``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +17,9 @@ from ml_collections import config_dict
 import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
-from hume_jax.core import aggregate, search
+from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus
-from hume_jax.disk_feed import DiskRows
-from hume_jax.progress import Progress, count, duration
+from hume_jax.progress import count, duration, rows_progress
 from hume_jax.report import results
 from hume_jax.representations import scaling, store
 from hume_jax.representations.images import table
@@ -30,8 +28,6 @@ from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
 
 _PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
-# Of a split, from which labelling it is counted.
-_MANY_ROWS = 100_000
 
 
 class Found(NamedTuple):
@@ -106,7 +102,7 @@ def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
             # As if it had begun by its share of what all of them took together.
             its = _Run(own, stages.checked, part, time.perf_counter() - sum(share.values()))
             its.seconds = {**share, **({"resumed": True} if "resumed" in stages.seconds else {})}
-            its.prepared = stages.prepared
+            its.prepared, its.bounded = stages.prepared, stages.bounded
             part.write_metrics(_of_seed(folder.metrics(), seed))
             summaries.append(its.found(theta, dropped))
     summary = results.over_seeds(summaries, config.seeds, config_lib.config_hash(config))
@@ -155,7 +151,8 @@ class _Run:
     ) -> None:
         self.config, self.checked, self.folder, self.began = config, checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
-        self.prepared: Prepared | None = None  # of a search from disk
+        self.prepared: Prepared | None = None
+        self.bounded = False  # whether memory has no room for copies of the rows
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
         self.prior = planning.class_prior(config)
@@ -190,15 +187,10 @@ class _Run:
     def search(self, plan: search_loop.Plan) -> search_loop.Outcome:
         """The task encoders of every seed."""
         jax.config.update("jax_default_matmul_precision", self.config.precision)
-        found: search.Data | DiskRows
-        if plan.rows == "disk":
-            self.prepared = rows.prepare(self.config, self.checked, self.folder)
-            found = rows.on_disk(self.config, self.checked, self.prepared)
-            widths = self.prepared.widths
-        else:
-            found = rows.in_memory(self.config, self.checked)
-            widths = tuple(space.x.shape[-1] for space in found.spaces)
-        plan = plan._replace(shape=plan.shape._replace(inner=widths))
+        self.prepared = rows.prepare(self.config, self.checked, self.folder)
+        self.bounded = plan.rows == "disk"
+        found = rows.stored(self.config, self.checked, self.prepared)
+        plan = plan._replace(shape=plan.shape._replace(inner=self.prepared.widths))
         seconds = search_loop.estimate_seconds(plan)
         logging.info(
             "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
@@ -213,12 +205,12 @@ class _Run:
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
         """Labels of every task."""
-        with _progress(split.n, "labels of the tasks") as done:
+        with rows_progress(split.n, "labels of the tasks") as done:
             return labelling.encode(theta, split.phi1.arrays, self.statistics, self.kind, done)
 
     def _predict(self, model: labelling.Model, split: store.Split) -> aggregate.Vote:
         """Labels of the stored model."""
-        with _progress(split.n, "labels") as done:
+        with rows_progress(split.n, "labels") as done:
             return labelling.predict(model, split.phi1.arrays, done)
 
     def _scores(self, tasks: np.ndarray) -> dict[str, np.ndarray]:
@@ -290,7 +282,7 @@ class _Run:
                 given,
                 store.search_splits(given, self.config.setting),
                 known=self._known_statistics(),
-                bounded=self.prepared is not None,
+                bounded=self.bounded,
             ),
         )
 
@@ -426,16 +418,6 @@ def _in_files(split: store.Split, vote: aggregate.Vote) -> aggregate.Vote:
         split.in_files(vote.agreement, 0),
         split.in_files(vote.margin, 0),
     )
-
-
-@contextlib.contextmanager
-def _progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
-    """What counts rows: shown where there are so many that they take more than seconds."""
-    if rows < _MANY_ROWS:
-        yield lambda rows: None
-    else:
-        with Progress(rows, label, unit="rows") as progress:
-            yield progress.update
 
 
 def _device() -> str:

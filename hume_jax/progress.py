@@ -4,17 +4,20 @@ No package for this is needed by anything else here, and what one would estimate
 of compilation, which is all in the first step.
 """
 
+import contextlib
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from absl import logging as absl_logging
 
 _BAR = 20
+# From which number of rows on it is shown how many are done.
+_MANY_ROWS = 100_000
 _LINE_START = "\r\033[K"
 
 
@@ -135,6 +138,16 @@ class Progress:
         self._stream.write(_LINE_START)
         self._stream.flush()
         return True
+
+
+@contextlib.contextmanager
+def rows_progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
+    """What counts rows: shown where there are so many that they take more than seconds."""
+    if rows < _MANY_ROWS:
+        yield lambda rows: None
+    else:
+        with Progress(rows, label, unit="rows") as progress:
+            yield progress.update
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -13,10 +13,11 @@ from absl import logging
 
 from hume_jax import compiling, memory, parallel, work
 from hume_jax.core import search
-from hume_jax.disk_feed import DiskRows, FromDisk
+from hume_jax.disk_feed import FromDisk
 from hume_jax.errors import UserError
 from hume_jax.feeds import Feed, FromMemory
-from hume_jax.progress import Progress, count, duration
+from hume_jax.progress import Progress, count, duration, rows_progress
+from hume_jax.stored_rows import StoredRows, hold
 from hume_jax.workdir import Workdir
 
 
@@ -42,9 +43,7 @@ class Outcome(NamedTuple):
     seconds: dict[str, float]
 
 
-def run(
-    plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray, workdir: Workdir
-) -> Outcome:
+def run(plan: Plan, rows: StoredRows, log_prior: np.ndarray, workdir: Workdir) -> Outcome:
     """Searches all tasks, from the last checkpoint on if there is one.
 
     Args:
@@ -86,17 +85,17 @@ def _check_left(plan: Plan, dropped: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _feed(plan: Plan, rows: search.Data | DiskRows, log_prior: np.ndarray) -> Iterator[Feed]:
+def _feed(plan: Plan, rows: StoredRows, log_prior: np.ndarray) -> Iterator[Feed]:
     # The last batch may be smaller; the devices have to divide every one.
-    tasks = math.gcd(*map(len, plan.batches))
-    if isinstance(rows, DiskRows):
-        mesh = parallel.make_mesh(tasks, rows.shards)
+    mesh = parallel.make_mesh(math.gcd(*map(len, plan.batches)), rows.shards)
+    if plan.rows == "disk":
         (seed,) = plan.seeds
         with FromDisk(rows, plan.settings, seed, plan.steps, log_prior, mesh) as feed:
             yield feed
     else:
-        mesh = parallel.make_mesh(tasks, rows.phi1.shape[0])
-        yield FromMemory(rows, plan.settings, plan.seeds, log_prior, mesh)
+        with rows_progress(rows.n, "rows read") as done:
+            data = hold(rows, mesh, done)
+        yield FromMemory(data, plan.settings, plan.seeds, log_prior, mesh)
 
 
 def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[tuple[np.ndarray, np.ndarray]]:

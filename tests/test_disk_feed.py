@@ -13,15 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from hume_jax import disk_feed, feeds, parallel
+from hume_jax import disk_feed, feeds, parallel, stored_rows
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
-from hume_jax.disk_feed import DiskRows, FromDisk
+from hume_jax.disk_feed import FromDisk
 from hume_jax.representations import prepared
 from hume_jax.representations.arrays import checks
 from hume_jax.representations.gather import Stack
 from hume_jax.representations.prepare import inner_rows, joined_rows, space_statistics
 from hume_jax.representations.store import Space, Split
+from hume_jax.stored_rows import StoredRows, hold
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -89,7 +90,7 @@ def in_memory(splits: list[Split]) -> search.Data:
     return search.make_data(phi1, [(space.x, space.penalty) for space in spaces], V)
 
 
-def on_disk(splits: list[Split]) -> DiskRows:
+def on_disk(splits: list[Split]) -> StoredRows:
     first, _ = prepared.first_space(splits, "rows")
     files = {
         name: list(zip(*(getattr(split, name).arrays for split in splits), strict=True))
@@ -98,7 +99,7 @@ def on_disk(splits: list[Split]) -> DiskRows:
     second = tuple(prepared.second_space(arrays, **HOW) for arrays in files["phi2"])
     stacks = {name: tuple(map(Stack, arrays)) for name, arrays in files.items()}
     changes = prepared.changes(prepared.Prepared(first, second), "rows")
-    return DiskRows(stacks["phi1"], stacks["phi2"], changes, V)
+    return StoredRows(stacks["phi1"], stacks["phi2"], changes, V)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +117,12 @@ def mesh_of(devices: int, tasks: int) -> jax.sharding.Mesh:
 
 
 def from_memory(data: search.Data, settings: search.Search, seed: int = 5) -> feeds.FromMemory:
-    return feeds.FromMemory(data, settings, (seed,), LOG_PRIOR, mesh_of(1, 1))
+    mesh = mesh_of(1, 1)
+    placed = parallel.place_data(data, mesh)
+    return feeds.FromMemory(placed, settings, (seed,), LOG_PRIOR, mesh)
 
 
-def from_disk(rows: DiskRows, settings: search.Search, mesh: jax.sharding.Mesh) -> FromDisk:
+def from_disk(rows: StoredRows, settings: search.Search, mesh: jax.sharding.Mesh) -> FromDisk:
     return FromDisk(rows, settings, 5, STEPS, LOG_PRIOR, mesh)
 
 
@@ -198,6 +201,29 @@ def test_a_split_has_the_rows_that_it_has_in_memory(splits):
 def test_two_devices_find_what_one_finds(rows, feed, tasks):
     with from_disk(rows, SETTINGS, mesh_of(2, tasks)) as both:
         assert_close(searched(both), searched(feed))
+
+
+@pytest.mark.parametrize(
+    ("devices", "tasks", "block"), [(1, 1, 16384), (1, 1, 40), (2, 1, 40), (2, 2, 40)]
+)
+def test_rows_that_are_held_are_those_dealt(data, rows, monkeypatch, devices, tasks, block):
+    """Whatever blocks they are read in, and on whichever devices they lie."""
+    monkeypatch.setattr(stored_rows, "_BLOCK", block)
+    seen: list[int] = []
+    mesh = mesh_of(devices, tasks)
+    held = hold(rows, mesh, seen.append)
+    assert sum(seen) >= N
+    expected = parallel.place_data(data, mesh)
+    assert jax.tree.structure(held) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(held), jax.tree.leaves(expected), strict=True):
+        assert mine.sharding.is_equivalent_to(theirs.sharding, mine.ndim)
+    there = np.arange(data.phi1.shape[1])[None] < np.asarray(data.counts)[:, None]
+    pairs = [(held.phi1, data.phi1)]
+    pairs += [(a.x, b.x) for a, b in zip(held.spaces, data.spaces, strict=True)]
+    for mine, theirs in pairs:
+        assert np.all(np.isfinite(mine))
+        np.testing.assert_allclose(np.asarray(mine)[there], theirs[there], atol=2e-5)
+    np.testing.assert_array_equal(held.counts, data.counts)
 
 
 def test_a_device_is_given_the_rows_of_its_own_shards(rows):

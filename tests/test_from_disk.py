@@ -116,7 +116,6 @@ def test_a_run_from_disk_finds_what_one_in_memory_finds(disk, held):
         "gather",
         "gather_waited",
     }
-    assert not (held / "prepared.npz").exists()
 
 
 # Numbers of rows in files that hold these beside the others.
@@ -240,7 +239,6 @@ def test_a_run_keeps_where_it_reads_from(run, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run("auto", path)
         assert planning.kept_rows(path) == rows
-        assert (path / "prepared.npz").exists() == (rows == "disk")
 
 
 def test_arrays_stored_by_columns_are_refused_before_anything_is_written(folder, run, tmp_path):

@@ -144,6 +144,21 @@ def take(data: Data, rows: Array, train: int, settings: InnerFit) -> Subset:
     return Subset(part(data.phi1, fitted), part(data.phi1, judged), spaces)
 
 
+def changed(gathered: Gathered, changes: Changes) -> tuple[Array, ...]:
+    """Stored rows of shards as those of `Data`: of phi1, then of each second space, (V, m, width).
+
+    Args:
+      gathered: the rows.
+      changes: what they pass through.
+    """
+    shape = gathered.phi1[0].shape[:2]
+    first = _first_rows([_flat(x) for x in gathered.phi1], changes.phi1)
+    inner = [
+        _inner_rows(_flat(x), how) for x, how in zip(gathered.phi2, changes.spaces, strict=True)
+    ]
+    return tuple(rows.reshape(*shape, -1) for rows in (first, *inner))
+
+
 def change(gathered: Gathered, changes: Changes, train: int, settings: InnerFit) -> Subset:
     """The subset of stored rows.
 
