@@ -7,7 +7,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import app, flags
 from ml_collections import config_dict, config_flags
@@ -15,6 +15,9 @@ from ml_collections.config_flags import config_path
 
 from hume_jax import config as config_lib
 from hume_jax.errors import LostProcess, UserError
+
+if TYPE_CHECKING:  # What is imported here is imported before the flags are checked.
+    from hume_jax.processes import Processes
 
 _T = TypeVar("_T")
 # What a field of each type takes, in words.
@@ -32,6 +35,16 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Config file, FILE.py or FILE.py:variant. Its fields are set by --config.FIELD=VALUE.",
     lock_config=True,
 )
+
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "Several hosts: 'auto' where the cluster knows them, or HOST:PORT of process 0.",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes, with --distributed=HOST:PORT."
+)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
 
 _HELP = re.compile(r"--?(help(short|full|xml)?|h|\?)$")
 _FIELD = re.compile(r"--?(no)?config\.(?P<name>[^=]+)")
@@ -55,6 +68,13 @@ def load_encoding() -> types.ModuleType:
             f'encoding images needs more packages ({error}): pip install "hume_jax[images]"'
         ) from error
     return encoding
+
+
+def join() -> "Processes":
+    """Joins the processes of a run, as the flags say; before anything asks for a device."""
+    from hume_jax import processes
+
+    return processes.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -60,9 +59,11 @@ class FromDisk:
         self._compiled = Programs(self.seconds)
         self._programs: dict[int, _Programs] = {}  # by the number of tasks
         self._rows, self._settings, self._mesh = rows, settings, mesh
-        self._seed, self._steps = jnp.asarray(seed, jnp.uint32), steps
+        self._steps = steps
+        self._seed, self._log_prior = parallel.place_everywhere(
+            (np.asarray(seed, np.uint32), np.asarray(log_prior, np.float32)), mesh
+        )
         self._changes = parallel.place_everywhere(rows.changes, mesh)
-        self._log_prior = jnp.asarray(log_prior, jnp.float32)
         self._draw = _Draw(rows.n, rows.shards, settings, seed)
         self._ahead = Ahead(self._gather)
         self._readers = ThreadPoolExecutor(READERS, "read")
@@ -91,13 +92,15 @@ class FromDisk:
 
     def start(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
-        numbers = jnp.asarray(tasks, jnp.int32)
+        numbers = parallel.place_everywhere(np.asarray(tasks, np.int32), self._mesh)
 
         def blank(seed: jax.Array, tasks: jax.Array) -> search.State:
             return search.blank(seed, tasks, *self._rows.shape, self._settings)
 
-        program = self._compiled.get(("blank", len(tasks)), blank, (self._seed, numbers))
-        state = parallel.place_state(program(self._seed, numbers), self._mesh)
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes(tasks))
+        inputs = self._seed, numbers
+        program = self._compiled.get(("blank", len(tasks)), blank, inputs, out_shardings=where)
+        state = program(*inputs)
         if not search.begins_from_rows(self._settings):
             return state
         self._ahead.start((0, 0))
@@ -132,7 +135,7 @@ class FromDisk:
                 jax.block_until_ready(learned)
                 del subset
             state, info = update(state, learned)
-            infos.append(jax.device_get(info))
+            infos.append(parallel.fetch(info))
         self.seconds.search += time.perf_counter() - began
         return state, jax.tree.map(lambda *values: np.stack(values), *infos)
 
@@ -195,7 +198,8 @@ class FromDisk:
     def _arguments(
         self, state: search.State, learned: search.Learned, index: int, subset: Subset
     ) -> tuple:
-        return state, learned, self._seed, jnp.asarray(index, jnp.int32), subset, self._log_prior
+        number = parallel.place_everywhere(np.asarray(index, np.int32), self._mesh)
+        return state, learned, self._seed, number, subset, self._log_prior
 
     def _programs_of(self, state: search.State) -> _Programs:
         """The programs of a batch of so many tasks; compiled where they are not yet."""

@@ -22,15 +22,6 @@ from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 
 flags.adopt_module_key_flags(command_line)
-_DISTRIBUTED = flags.DEFINE_string(
-    "distributed",
-    "",
-    "Several hosts: 'auto' where the cluster knows them, or HOST:PORT of process 0.",
-)
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "How many processes, with --distributed=HOST:PORT."
-)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
 # For --help; read before the flags are parsed, since it needs no config.
 flags.DEFINE_bool("list", False, "Print the encoders that there are, and do nothing else.")
 _LIST = re.compile(r"--?list(=(1|t|true|y|yes))?", re.IGNORECASE)
@@ -46,17 +37,14 @@ def main(argv: list[str]) -> None:
             "nothing to encode: name an encoder, --config.encode.phi1=dinov2_vits14, and images, "
             "--config.images.train=FOLDER (--list names the encoders)"
         )
-    from hume_jax import parallel
-
     encoding = command_line.load_encoding()
-
-    processes = parallel.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
+    processes = command_line.join()
     try:
         config = encoding.ensure(config, processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
         sys.exit(130)
-    if processes.number == 0:
+    if processes.first:
         with command_line.printing():
             for split in ("train", "test"):
                 for name, value in config.data[split].items():

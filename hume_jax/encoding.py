@@ -23,7 +23,7 @@ from hume_jax import encoded_arrays
 from hume_jax.encoded_arrays import Array
 from hume_jax.errors import UserError
 from hume_jax.files import existing_folder
-from hume_jax.parallel import ALONE, Processes
+from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count
 from hume_jax.representations.arrays import formats, side_file
 from hume_jax.representations.arrays.stored import Stored

@@ -84,9 +84,10 @@ class FromMemory:
         self.seconds = Seconds()
         self._programs = Programs(self.seconds)
         self._settings, self._mesh = settings, mesh
-        self._seeds = jnp.asarray(run_seeds, jnp.uint32)
         self._data = data
-        self._log_prior = jnp.asarray(log_prior, jnp.float32)
+        self._seeds, self._log_prior = parallel.place_everywhere(
+            (np.asarray(run_seeds, np.uint32), np.asarray(log_prior, np.float32)), mesh
+        )
 
     def shapes(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
@@ -97,12 +98,14 @@ class FromMemory:
     def start(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
         program = functools.partial(seeds.init, settings=self._settings)
-        arguments = self._seeds, jnp.asarray(tasks, jnp.int32), self._data
-        init = self._programs.get(("init", len(tasks)), program, arguments)
+        numbers = parallel.place_everywhere(np.asarray(tasks, np.int32), self._mesh)
+        arguments = self._seeds, numbers, self._data
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes(tasks))
+        init = self._programs.get(("init", len(tasks)), program, arguments, out_shardings=where)
         began = time.perf_counter()
         state = jax.block_until_ready(init(*arguments))
         self.seconds.search += time.perf_counter() - began
-        return parallel.place_state(state, self._mesh)
+        return state
 
     def compile(self, state: search.State, length: int) -> None:
         """See `Feed`."""
@@ -113,7 +116,7 @@ class FromMemory:
         program = self._block(state, length)
         began = time.perf_counter()
         state, info = program(*self._arguments(state))
-        info = jax.device_get(info)
+        info = parallel.fetch(info)
         self.seconds.search += time.perf_counter() - began
         return state, info
 
@@ -123,7 +126,10 @@ class FromMemory:
     def _block(self, state: search.State, length: int) -> Any:
         program = functools.partial(seeds.run_steps, settings=self._settings, steps=length)
         key = (len(state.task), length)
-        return self._programs.get(key, program, self._arguments(state), donate_argnums=0)
+        arguments = self._arguments(state)
+        # Where the state lies it stays; what is looked at lies wherever XLA has it.
+        where = (parallel.by_task(state, self._mesh), None)
+        return self._programs.get(key, program, arguments, donate_argnums=0, out_shardings=where)
 
 
 def state_shapes(

@@ -8,12 +8,18 @@ r"""Finds the classes of a dataset from two representations of it, as a config f
         --config.n_classes=10
 
 Arrays that are missing are encoded from the images first (`hume_jax.encode` does that alone).
-Started again with the same command, a run goes on from where it stopped.
+Started again with the same command, a run goes on from where it stopped. Several hosts run the same
+command, on a file system that all of them see:
+
+    python -m hume_jax.main --config=... --workdir=... --distributed=auto
+    python -m hume_jax.main --config=... --workdir=... --distributed=10.0.0.1:1234 --processes=2 \
+        --process=0
 """
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_dict
@@ -24,6 +30,9 @@ from hume_jax.errors import UserError
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.workdir import Workdir
+
+if TYPE_CHECKING:
+    from hume_jax.processes import Processes
 
 flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
@@ -38,26 +47,33 @@ def main(argv: list[str]) -> None:
     del argv  # all of it is in FLAGS
     config, spec = command_line.given()
     config = config_lib.resolve(config)
+    if not config_lib.has_images(config):
+        # The pipeline checks this too, but loading it takes longer than all that is checked here.
+        _check(config)
+    processes = command_line.join()
     if config_lib.has_images(config):
-        config = _encoded(config, spec)
+        config = _encoded(config, spec, processes)
+        _check(config)
     workdir = _WORKDIR.value or str(config_lib.default_workdir(spec, config))
-    # The pipeline checks this too, but loading it takes longer than all that is checked here.
-    _check(config)
     from hume_jax import pipeline
     from hume_jax.report import results
 
     try:
-        summary = pipeline.run(config, workdir)
+        summary = pipeline.run(config, workdir, processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    if not processes.first:
+        return
     kept = "results, labels and plots" if config.plots else "results and labels"
     with command_line.printing():
         print(results.seeds_table(summary) if config.seeds else results.table(summary))
         print(f"\n{kept}: {Path(workdir).expanduser().resolve()}")
 
 
-def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:
+def _encoded(
+    config: config_dict.ConfigDict, spec: str, processes: "Processes"
+) -> config_dict.ConfigDict:
     """Encodes the arrays that are missing, once they are known to fit what the search needs."""
     config_lib.check_images(config)
 
@@ -78,7 +94,7 @@ def _encoded(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
         store.check_present(config.data, coming)
 
     try:
-        return command_line.load_encoding().ensure(config, check=check)
+        return command_line.load_encoding().ensure(config, processes, check=check)
     except UserError as error:
         if not config_lib.load(spec).images.train:
             raise

@@ -1,12 +1,13 @@
 """``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus
+from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
 from hume_jax.report import results
 from hume_jax.representations import scaling, store
@@ -37,7 +39,11 @@ class Found(NamedTuple):
     vote: aggregate.Vote
 
 
-def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(
+    config: config_dict.ConfigDict,
+    workdir: str | os.PathLike[str],
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
     """Searches, scores and reports what a config asks for.
 
     Started again in the same workdir, it goes on from the last checkpoint; a finished run is left
@@ -46,36 +52,64 @@ def run(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> dict
     Args:
       config: as a config file and flags left it; it is resolved here.
       workdir: the run's folder.
+      processes: those of the run, of which each calls this. They search together; the first checks
+        the data, writes the files of the folder and does all that follows the search.
 
     Returns:
-      What is written to results.json.
+      What is written to results.json; {} on other processes than the first.
 
     Raises:
       UserError: anything a user can mend, before any long work starts.
+      LostProcess: another process was killed.
     """
     began = time.perf_counter()
     config = config_lib.resolve(config)
-    files = store.open_files(config.data)
-    folder = Workdir(workdir, config)
-    finished = _finished(config, folder, files)
-    if finished is not None:
-        return finished
+    with processes.together():
+        files = store.open_files(config.data)
+    folder = Workdir(workdir, config, owner=processes.first)
+    processes.agree({"the config": config_lib.config_hash(config), "the folder": str(folder.path)})
+    processes.agree(store.fingerprint(files))
+    with processes.together():
+        finished = _finished(config, folder, files) if processes.first else None
+    if processes.share(finished is not None):
+        return finished or {}
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
     searched = store.search_spaces(files, config.search.spaces)
     store.check_classes(searched, config.n_classes, config.setting)
     n = sum(split.n for split in store.search_splits(searched, config.setting))
-    plan = _plan(config, searched, n, planning.kept_rows(folder.path))
-    checked = rows.check(config, files, plan.rows, folder)
-    with folder:
-        folder.check_data(store.fingerprint(files))
+    with processes.together():
+        plan = _plan(config, searched, n, processes.share(planning.kept_rows(folder.path)))
+    plan = planning.shared(plan, processes)
+    with processes.together():
+        checked = rows.check(config, files, plan.rows, folder, first=processes.first)
+    processes.check_shared(folder.path)
+    with _entered(folder, processes):
+        with processes.together():
+            if processes.first:
+                folder.check_data(store.fingerprint(files))
         for warning in (*checked.warnings, *planning.clamped(config, n, plan.shape)):
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
-        stages = _Run(config, checked, folder, began)
-        outcome = stages.search(planning.keep_batches(plan, folder))
+        stages = _Run(config, checked, folder, began, processes)
+        outcome = stages.search(planning.shared(planning.keep_batches(plan, folder), processes))
+        if not processes.first:
+            logging.info("the search is done: process 0 scores and writes what it found")
+            return {}
         if not config.seeds:
             return stages.found(outcome.theta[0], outcome.dropped[0])
         return _each_seed(stages, outcome)
+
+
+@contextlib.contextmanager
+def _entered(folder: Workdir, processes: Processes) -> Iterator[None]:
+    """The folder taken by process 0, then by the others."""
+    with contextlib.ExitStack() as stack:
+        with processes.together():
+            if processes.first:
+                stack.enter_context(folder)
+        if not processes.first:
+            stack.enter_context(folder)
+        yield
 
 
 def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
@@ -148,7 +182,9 @@ class _Run:
         checked: rows.Checked,
         folder: Workdir,
         began: float,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.config, self.checked, self.folder, self.began = config, checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
@@ -187,7 +223,10 @@ class _Run:
     def search(self, plan: search_loop.Plan) -> search_loop.Outcome:
         """The task encoders of every seed."""
         jax.config.update("jax_default_matmul_precision", self.config.precision)
-        self.prepared = rows.prepare(self.config, self.checked, self.folder)
+        with self.processes.together():
+            if self.processes.first:
+                self.prepared = rows.prepare(self.config, self.checked, self.folder)
+        self.prepared = rows.shared(self.prepared, self.processes)
         self.bounded = plan.rows == "disk"
         found = rows.stored(self.config, self.checked, self.prepared)
         plan = plan._replace(shape=plan.shape._replace(inner=self.prepared.widths))
@@ -199,7 +238,9 @@ class _Run:
             count(len(plan.batches), "batch", "batches"),
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
-        outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
+        with self.processes.computing():
+            outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
+        self.processes.part()
         self.seconds |= outcome.seconds
         return outcome
 

@@ -13,6 +13,7 @@ from hume_jax.core.consensus import evenness_of
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
+from hume_jax.processes import Processes
 from hume_jax.search_loop import Plan
 from hume_jax.workdir import Workdir
 
@@ -173,6 +174,8 @@ def keep_batches(plan: Plan, workdir: Workdir) -> Plan:
     Where it reads its rows from is kept too, for `kept_rows`.
     """
     path = workdir.path / "batches.json"
+    if not workdir.owner:
+        return plan
     if not path.exists():
         workdir.write_json("rows.json", plan.rows)
         workdir.write_json(path.name, plan.batches)
@@ -183,6 +186,12 @@ def keep_batches(plan: Plan, workdir: Workdir) -> Plan:
             len(batches[0]), len(plan.batches[0]),
         )  # fmt: skip
     return plan._replace(batches=batches)
+
+
+def shared(plan: Plan, processes: Processes) -> Plan:
+    """The plan of process 0: where rows are read from, and the batches."""
+    rows, batches = processes.share([plan.rows, plan.batches])
+    return plan._replace(rows=rows, batches=tuple(map(tuple, batches)))
 
 
 def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:

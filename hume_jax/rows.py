@@ -8,6 +8,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from hume_jax import planning
+from hume_jax.processes import Processes
 from hume_jax.progress import rows_progress
 from hume_jax.representations import gather, prepared, store
 from hume_jax.representations.arrays.kept import Array
@@ -36,7 +37,12 @@ def kind(config: config_dict.ConfigDict) -> Kind:
 
 
 def check(
-    config: config_dict.ConfigDict, files: store.Dataset, rows: str, folder: Workdir
+    config: config_dict.ConfigDict,
+    files: store.Dataset,
+    rows: str,
+    folder: Workdir,
+    *,
+    first: bool = True,
 ) -> Checked:
     """Checks all values, in one pass over all files and one over phi1.
 
@@ -45,6 +51,7 @@ def check(
       files: open, not looked at.
       rows: where the search will read them, `memory` or `disk`.
       folder: of the run.
+      first: whether this is the process that looks at the values; others take its word.
 
     Raises:
       UserError: as `store.scan_files` and `store.check_search`; from disk also if an array is
@@ -56,6 +63,8 @@ def check(
         for space in (space for split in splits for space in (split.phi1, split.phi2)):
             for array, path in zip(space.arrays, space.paths, strict=True):
                 gather.check_order(array, path)
+    if not first:
+        return Checked(files, searched, (), [])
     if (folder.path / _PREPARED).exists():
         # Checked when that was computed; that the data is the same is checked with the folder.
         with np.load(folder.path / _PREPARED, allow_pickle=False) as arrays:
@@ -82,6 +91,12 @@ def prepare(config: config_dict.ConfigDict, checked: Checked, folder: Workdir) -
         folder.write_npz(_PREPARED, prepared.to_arrays(found))
     _log_directions(checked.dataset.train.phi2.paths, found.spaces)
     return found
+
+
+def shared(maps: Prepared | None, processes: Processes) -> Prepared:
+    """What process 0 has computed, on all of them."""
+    arrays = processes.share_arrays(prepared.to_arrays(maps) if maps is not None else None)
+    return prepared.from_arrays(arrays)
 
 
 def maps_of(config: config_dict.ConfigDict, checked: Checked) -> Prepared:

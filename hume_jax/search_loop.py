@@ -208,7 +208,7 @@ def _name(batch: int) -> str:
 
 
 def _encoders(state: search.State) -> tuple[np.ndarray, np.ndarray]:
-    return jax.device_get((state.theta, state.dropped))
+    return parallel.fetch((state.theta, state.dropped))
 
 
 def _mean_objective(info: search.Info) -> float:

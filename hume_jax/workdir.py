@@ -57,13 +57,22 @@ class Workdir:
     processes of one machine, and between machines where the file system passes locks on.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: config_dict.ConfigDict) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: config_dict.ConfigDict,
+        *,
+        owner: bool = True,
+    ) -> None:
         """Prepares the folder object; nothing is touched before the `with` block.
 
         Args:
           path: the folder, made if it is not there.
           config: the resolved config of the run.
+          owner: whether this is the process that locks the folder and writes to it. Others write
+            their parts of checkpoints alone.
         """
+        self.owner = owner
         self.path = Path(path).expanduser().resolve()
         self._config = config
         self._lock: IO[str] | None = None
@@ -77,6 +86,8 @@ class Workdir:
           UserError: it is a file or cannot be written, another process works in it, it belongs to
             another config, or it holds files that a run would overwrite.
         """
+        if not self.owner:
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_foreign()
@@ -154,6 +165,8 @@ class Workdir:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl; it is there for others to read when this returns."""
+        if not self.owner:
+            return
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
         self._metrics.write(_json_line(record))
@@ -187,6 +200,8 @@ class Workdir:
 
     def truncate(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the lines of metrics.jsonl that `keep` is false for, and a torn last one."""
+        if not self.owner:
+            return
         kept = [record for record in self.metrics() if keep(record)]
         if self._metrics is not None:
             self._metrics.close()
@@ -338,6 +353,8 @@ class Workdir:
 
     def _clear(self, name: str) -> None:
         """Deletes outdated checkpoints, of this process or of one that was killed doing so."""
+        if not self.owner:
+            return
         shutil.rmtree(self.path / "checkpoints" / name / _OUTDATED, ignore_errors=True)
 
 

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from hume_jax import parallel
+from hume_jax import parallel, processes
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.errors import LostProcess, UserError
@@ -154,16 +154,16 @@ def test_two_processes_give_what_one_gives(alone, tmp_path, two_processes):
 
 
 def test_a_process_zero_that_does_not_answer_is_named(free_port, monkeypatch):
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.2)
-    monkeypatch.setattr(parallel, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "_PATIENCE", 0.2)
+    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.1)
     where = f"127.0.0.1:{free_port}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {where} .*refused"):
-        parallel.start(where, 2, 1)
+        processes.start(where, 2, 1)
 
 
 def test_a_host_that_does_not_exist_is_told_at_once():
     with pytest.raises(UserError, match=r"no\.such\.invalid is no host"):
-        parallel.start("no.such.invalid:1234", 2, 1)
+        processes.start("no.such.invalid:1234", 2, 1)
 
 
 def test_a_process_that_has_gone_is_told_in_one_line(monkeypatch):
@@ -172,8 +172,8 @@ def test_a_process_that_has_gone_is_told_in_one_line(monkeypatch):
 
     monkeypatch.setattr(multihost_utils, "process_allgather", fail)
     with pytest.raises(LostProcess, match=r"has gone: what is on disk is kept.*closed by peer"):
-        parallel.Processes(0, 2).agree({"encoder": "tiny"})
-    with pytest.raises(LostProcess), parallel.Processes(1, 2).together():
+        processes.Processes(0, 2).agree({"encoder": "tiny"})
+    with pytest.raises(LostProcess), processes.Processes(1, 2).together():
         pass
 
 

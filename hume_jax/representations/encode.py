@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hume_jax.errors import UserError
-from hume_jax.parallel import ALONE, Processes
+from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import Progress, count
 from hume_jax.representations.arrays import side_file
 from hume_jax.representations.arrays.growing import GrowingArray
