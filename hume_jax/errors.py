@@ -12,5 +12,15 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class Preempted(Exception):
+    """The run was asked to end, has saved its state and ends; the same command goes on from there.
+
+    `hume_jax.main` prints the message and exits with `STATUS`, by which a scheduler can tell it
+    from a failure.
+    """
+
+    STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 class LostProcess(UserError):
     """Another process of the run is gone, so this one has to end without it."""

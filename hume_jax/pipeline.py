@@ -61,6 +61,7 @@ def run(
     Raises:
       UserError: anything a user can mend, before any long work starts.
       LostProcess: another process was killed.
+      Preempted: by SIGTERM during the search, whose state is saved.
     """
     began = time.perf_counter()
     config = config_lib.resolve(config)
@@ -239,7 +240,8 @@ class _Run:
             plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
         )  # fmt: skip
         with self.processes.computing():
-            outcome = search_loop.run(plan, found, np.log(self.prior), self.folder)
+            prior = np.log(self.prior)
+            outcome = search_loop.run(plan, found, prior, self.folder, self.processes)
         self.processes.part()
         self.seconds |= outcome.seconds
         return outcome

@@ -14,8 +14,10 @@ from absl import logging
 from hume_jax import compiling, memory, parallel, work
 from hume_jax.core import search
 from hume_jax.disk_feed import FromDisk
-from hume_jax.errors import UserError
+from hume_jax.errors import Preempted, UserError
 from hume_jax.feeds import Feed, FromMemory
+from hume_jax.preemption import Watch
+from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import Progress, count, duration, rows_progress
 from hume_jax.stored_rows import StoredRows, hold
 from hume_jax.workdir import Workdir
@@ -43,7 +45,13 @@ class Outcome(NamedTuple):
     seconds: dict[str, float]
 
 
-def run(plan: Plan, rows: StoredRows, log_prior: np.ndarray, workdir: Workdir) -> Outcome:
+def run(
+    plan: Plan,
+    rows: StoredRows,
+    log_prior: np.ndarray,
+    workdir: Workdir,
+    processes: Processes = ALONE,
+) -> Outcome:
     """Searches all tasks, from the last checkpoint on if there is one.
 
     Args:
@@ -51,13 +59,17 @@ def run(plan: Plan, rows: StoredRows, log_prior: np.ndarray, workdir: Workdir) -
       rows: the search rows.
       log_prior: (K,).
       workdir: of the run.
+      processes: that search together.
 
     Raises:
       UserError: no task is left, see `search.State.dropped`.
+      Preempted: by SIGTERM; the state is saved.
     """
-    with _feed(plan, rows, log_prior) as feed:
-        batches = _run(plan, feed, workdir)
+    with _feed(plan, rows, log_prior) as feed, Watch(processes) as watch:
+        runner = _Runner(plan, feed, workdir, watch, processes)
+        batches = _run(plan, feed, runner)
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
+    seconds["checkpoint"] = runner.saving
     if isinstance(feed, FromDisk):
         subsets, took, waited = feed.gathering
         logging.info(
@@ -98,26 +110,25 @@ def _feed(plan: Plan, rows: StoredRows, log_prior: np.ndarray) -> Iterator[Feed]
         yield FromMemory(data, plan.settings, plan.seeds, log_prior, mesh)
 
 
-def _run(plan: Plan, feed: Feed, workdir: Workdir) -> list[tuple[np.ndarray, np.ndarray]]:
+def _run(plan: Plan, feed: Feed, runner: "_Runner") -> list[tuple[np.ndarray, np.ndarray]]:
     """The task encoders of every batch, and which of them were dropped."""
-    runner = _Runner(plan, feed)
     theta: list[tuple[np.ndarray, np.ndarray]] = []
     logging.info("compiling")
-    state = runner.restore(workdir, 0)
+    state = runner.restore(0)
     while int(state.step) == plan.steps and len(theta) + 1 < len(plan.batches):
         theta.append(_encoders(state))
-        state = runner.restore(workdir, len(theta))
+        state = runner.restore(len(theta))
     current, reached = len(theta), int(state.step)
     # Lines of steps that the checkpoint has not seen are written again.
-    workdir.truncate(lambda row: (row["batch"], row["step"]) <= (current, reached))
+    runner.truncate(current, reached)
     total, done = plan.steps * len(plan.batches), plan.steps * current + reached
     if done:
         logging.info("going on from step %d of %d", done, total)
     runner.compile(state)
     with Progress(total, "search", done=done) as progress:
-        theta.append(_encoders(runner.batch(current, state, workdir, progress)))
+        theta.append(_encoders(runner.batch(current, state, progress)))
         for i in range(current + 1, len(plan.batches)):
-            theta.append(_encoders(runner.batch(i, feed.start(plan.batches[i]), workdir, progress)))
+            theta.append(_encoders(runner.batch(i, feed.start(plan.batches[i]), progress)))
     return theta
 
 
@@ -143,8 +154,13 @@ def estimate_seconds(plan: Plan) -> float:
 class _Runner:
     """Batches of one plan: blocks of steps, what is written of them, checkpoints."""
 
-    def __init__(self, plan: Plan, feed: Feed) -> None:
-        self._plan, self._feed = plan, feed
+    def __init__(
+        self, plan: Plan, feed: Feed, workdir: Workdir, watch: Watch, processes: Processes
+    ) -> None:
+        self._plan, self._feed, self._workdir = plan, feed, workdir
+        self._watch, self._processes = watch, processes
+        self._saved = time.monotonic()
+        self.saving = 0.0  # seconds that the search waited for its checkpoints
         self._dropped: set[tuple[int, int]] = set()  # that were told of
         self._block = work.block_steps(
             plan.shape,
@@ -153,19 +169,22 @@ class _Runner:
             plan.log_every,
         )
 
-    def restore(self, workdir: Workdir, batch: int) -> search.State:
+    def truncate(self, batch: int, step: int) -> None:
+        """Drops the lines of metrics.jsonl after a step of a batch."""
+        self._workdir.truncate(lambda row: (row["batch"], row["step"]) <= (batch, step))
+
+    def restore(self, batch: int) -> search.State:
         """The last saved state of a batch, or its first."""
         tasks = self._plan.batches[batch]
-        found = workdir.latest(_name(batch), self._feed.shapes(tasks))
+        found = self._workdir.latest(_name(batch), self._feed.shapes(tasks))
         return found[1] if found else self._feed.start(tasks)
 
-    def batch(
-        self, batch: int, state: search.State, workdir: Workdir, progress: Progress
-    ) -> search.State:
+    def batch(self, batch: int, state: search.State, progress: Progress) -> search.State:
         """Runs one batch to its last step."""
-        plan, step, saved, seconds = self._plan, int(state.step), time.monotonic(), 0.0
+        plan, step, seconds = self._plan, int(state.step), 0.0
+        self._saved = time.monotonic()
         while step < plan.steps:
-            length = min(self._block, plan.steps - step)
+            length = self._length(step)
             before = self._feed.seconds.search
             state, info = self._feed.advance(state, length)
             seconds += self._feed.seconds.search - before
@@ -174,19 +193,41 @@ class _Runner:
             done = step == plan.steps
             if done or step % plan.log_every == 0:
                 for row in _rows(plan, batch, step, info, seconds):
-                    workdir.append(row)
+                    self._workdir.append(row)
                 seconds = 0.0
             progress.update(length, objective=_mean_objective(info))
-            if done or time.monotonic() - saved >= plan.checkpoint_seconds:
-                workdir.save(_name(batch), step, state)
-                saved = time.monotonic()
+            stop = self._watch.asked() and not done
+            if done or stop or self._due():
+                self._save(batch, step, state)
+            if stop:
+                self._workdir.finish()
+                raise Preempted(
+                    f"stopped by SIGTERM after step {step} of {plan.steps}, which is saved; the "
+                    "same command goes on from there"
+                )
         return state
+
+    def _length(self, step: int) -> int:
+        """Steps of the block that begins after a step: at most to the next that is logged."""
+        plan = self._plan
+        return min(self._block, plan.steps - step, plan.log_every - step % plan.log_every)
+
+    def _due(self) -> bool:
+        """Whether a checkpoint is; process 0 looks at its clock for all."""
+        late = time.monotonic() - self._saved >= self._plan.checkpoint_seconds
+        return self._processes.share(late)
+
+    def _save(self, batch: int, step: int, state: search.State) -> None:
+        began = time.monotonic()
+        self._workdir.save(_name(batch), step, state)
+        self._saved = time.monotonic()
+        self.saving += self._saved - began
 
     def compile(self, state: search.State) -> None:
         """Compiles the block that the search begins with."""
-        left = self._plan.steps - int(state.step)
-        if left:
-            self._feed.compile(state, min(self._block, left))
+        step = int(state.step)
+        if step < self._plan.steps:
+            self._feed.compile(state, self._length(step))
 
     def _report_dropped(self, info: search.Info, batch: int) -> None:
         for index in np.flatnonzero(info.dropped[-1]):

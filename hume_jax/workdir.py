@@ -136,8 +136,9 @@ class Workdir:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        for manager in self._managers.values():
+        for name, manager in self._managers.items():
             manager.close()
+            self._clear(name)
         self._managers.clear()
         if self._lock is not None:
             self._lock.close()
@@ -210,7 +211,9 @@ class Workdir:
             self.write_text("metrics.jsonl", "".join(map(_json_line, kept)))
 
     def save(self, name: str, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays as checkpoint `name` at `step`; it is on disk on return.
+        """Saves a pytree of arrays as checkpoint `name` at `step`, while the caller goes on.
+
+        It is on disk when `finish` returns, or the next `save`, or the `with` block is left.
 
         Args:
           name: which of the run's states it is.
@@ -222,9 +225,15 @@ class Workdir:
         # What the state has been logged up to must not be lost where the state is not.
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
-        if not self._manager(name).save(step, args=ocp.args.StandardSave(tree)):
+        # A copy: the arrays may be given to the next step while they are being written.
+        if not self._manager(name).save(step, args=ocp.args.StandardSave(_copied(tree))):
             raise ValueError(f"{name} has a checkpoint at step {step} or after it")
         self._clear(name)
+
+    def finish(self) -> None:
+        """Waits until all that was saved is on disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
 
     def latest(self, name: str, like: Any) -> tuple[int, Any] | None:
         """Restores the last checkpoint saved under a name, bit for bit.
@@ -246,6 +255,7 @@ class Workdir:
         if not (self.path / "checkpoints" / name).is_dir():
             return None
         manager = self._manager(name)
+        manager.wait_until_finished()
         steps = sorted(manager.all_steps(), reverse=True)
         for i, step in enumerate(steps):
             try:
@@ -346,7 +356,7 @@ class Workdir:
                     preservation_policy=ocp.checkpoint_managers.LatestN(_CHECKPOINTS_KEPT),
                     todelete_subdir=_OUTDATED,
                     cleanup_tmp_directories=True,
-                    enable_async_checkpointing=False,
+                    enable_async_checkpointing=True,
                 ),
             )
         return self._managers[name]
@@ -356,6 +366,13 @@ class Workdir:
         if not self.owner:
             return
         shutil.rmtree(self.path / "checkpoints" / name / _OUTDATED, ignore_errors=True)
+
+
+def _copied(tree: Any) -> Any:
+    """A copy of arrays, those of JAX where they lie."""
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)
 
 
 def plain(value: Any) -> Any:

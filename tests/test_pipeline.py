@@ -164,7 +164,7 @@ def test_results_are_as_the_contract_says(quickstart):
     assert (results["setting"], results["n_classes"]) == ("inductive", 10)
     assert isinstance(results["device"], str)
     assert results["versions"].keys() >= {"jax", "jaxopt", "optax", "numpy", "scikit-learn"}
-    assert results["seconds"].keys() == {"total", "compile", "search", "score"}
+    assert results["seconds"].keys() == {"total", "compile", "search", "checkpoint", "score"}
     assert results["correlation"].keys() >= {"objective_acc", "cv_accuracy_acc"}
     assert [task["seed"] for task in results["tasks"]] == list(range(config.n_tasks))
     for entry in (results["ensemble"], *results["tasks"]):

@@ -310,6 +310,7 @@ with Workdir(sys.argv[1], config_lib.resolve(config)) as workdir:
         step += 1
         workdir.append({"step": step})
         workdir.save("search", step, tree(step))
+        workdir.finish()
         print(step, flush=True)
 """
 
@@ -339,7 +340,7 @@ def check_saved(path, config, saved):
     with Workdir(path, config) as workdir:
         like = {"a": jnp.zeros((200, 300), jnp.float32), "b": (jnp.int32(0),)}
         step, state = workdir.latest("search", like)
-        # What `save` has returned from is there; one more may have been finished just then.
+        # What `finish` has returned from is there; one more may have been finished just then.
         assert step in (saved, saved + 1)
         expected = np.random.default_rng(step).normal(size=(200, 300)).astype(np.float32)
         assert np.asarray(state["a"]).tobytes() == expected.tobytes()
