@@ -15,12 +15,15 @@ import numpy as np
 from absl import logging
 
 from hume_jax.errors import LostProcess, UserError
+from hume_jax.pulse import Pulse
 
 # Seconds that the processes of a run wait for each other to start.
 _PATIENCE = 300
 _RETRY_SECONDS = 1.0
-# Seconds without a sign of life after which a process counts as gone.
-_HEARTBEAT_SECONDS = 30
+# Seconds without a sign of life after which JAX ends a process; `pulse` notices earlier.
+_HEARTBEAT_SECONDS = 50
+# That of this process.
+_pulse: list[Pulse] = []
 
 
 class Processes(NamedTuple):
@@ -96,6 +99,8 @@ class Processes(NamedTuple):
         if self.total > 1:
             with self.together():
                 pass
+            while _pulse:
+                _pulse.pop().stop()
             jax.distributed.shutdown()
 
     def check_shared(self, folder: pathlib.Path) -> None:
@@ -216,7 +221,7 @@ def start(coordinator: str, count: int, index: int) -> Processes:
                 f"distributed=auto found no cluster ({error}): give distributed=HOST:PORT, "
                 "processes and process"
             ) from error
-        return Processes(jax.process_index(), jax.process_count())
+        return _joined()
     if not re.fullmatch(r".+:[0-9]+", coordinator):
         raise UserError(f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT")
     if not 0 <= index < count:
@@ -231,7 +236,15 @@ def start(coordinator: str, count: int, index: int) -> Processes:
         initialization_timeout=_PATIENCE,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-    return Processes(jax.process_index(), jax.process_count())
+    return _joined()
+
+
+def _joined() -> Processes:
+    processes = Processes(jax.process_index(), jax.process_count())
+    if processes.total > 1:
+        _pulse.append(Pulse(*processes))
+        _pulse[-1].start()
+    return processes
 
 
 def _wait_for(coordinator: str) -> None:

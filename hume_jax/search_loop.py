@@ -68,6 +68,7 @@ def run(
     with _feed(plan, rows, log_prior) as feed, Watch(processes) as watch:
         runner = _Runner(plan, feed, workdir, watch, processes)
         batches = _run(plan, feed, runner)
+        workdir.finish()
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
     seconds["checkpoint"] = runner.saving
     if isinstance(feed, FromDisk):

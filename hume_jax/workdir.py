@@ -136,10 +136,7 @@ class Workdir:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        for name, manager in self._managers.items():
-            manager.close()
-            self._clear(name)
-        self._managers.clear()
+        self.finish()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -231,9 +228,11 @@ class Workdir:
         self._clear(name)
 
     def finish(self) -> None:
-        """Waits until all that was saved is on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        """Waits until all that was saved is on disk, and closes what writes it."""
+        for name, manager in self._managers.items():
+            manager.close()
+            self._clear(name)
+        self._managers.clear()
 
     def latest(self, name: str, like: Any) -> tuple[int, Any] | None:
         """Restores the last checkpoint saved under a name, bit for bit.

@@ -1,0 +1,97 @@
+"""Tells when another process of a run has gone, in a line, before JAX ends this one in a dump."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jax._src import distributed  # no public way leads to the store that the processes share
+
+# Seconds between two beats.
+_EVERY = 3.0
+# Seconds without one after which a process counts as gone.
+_PATIENCE = 30.0
+# What the store raises that does not answer, or knows no such key.
+_NO_ANSWER = (RuntimeError, ValueError, OSError)
+
+
+class Pulse(threading.Thread):
+    """Beats for this process and listens to the others, while both run.
+
+    A process that was killed, or whose host was, beats no more. Where it has closed its connections
+    the next computation fails at once and says so; where it has not, this is what notices.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        total: int,
+        client: Callable[[], Any] = lambda: distributed.global_state.client,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        """Prepares; `start` begins.
+
+        Args:
+          number: of this process.
+          total: of processes.
+          client: of the store, or None once the processes have parted.
+          end: called with what to say where a process has gone; ends this one by default.
+        """
+        super().__init__(name="pulse", daemon=True)
+        self._number, self._others = number, [i for i in range(total) if i != number]
+        self._client, self._end = client, end or _end
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends it; others may go from now on."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Beats and listens."""
+        began = time.monotonic()
+        heard: dict[int, tuple[str, float]] = dict.fromkeys(self._others, ("", began))
+        beat = 0
+        while not self._stopped.wait(_EVERY):
+            client, now = self._client(), time.monotonic()
+            if client is None:
+                return
+            beat += 1
+            try:
+                client.key_value_set(_key(self._number), str(beat), allow_overwrite=True)
+            except _NO_ANSWER:  # from the store, which is in process 0
+                gone = [0] if now - heard.get(0, ("", now))[1] > _PATIENCE else []
+            else:
+                for i in self._others:
+                    heard[i] = _listen(client, i, heard[i], now)
+                gone = [i for i, (_, last) in heard.items() if now - last > _PATIENCE]
+            if gone and not self._stopped.is_set():
+                self._end(
+                    f"process {gone[0]} of this run has gone, it gave no sign of life for "
+                    f"{_PATIENCE:.0f} s: what is on disk is kept, the same commands, all of them "
+                    "started again, go on with it"
+                )
+                return
+
+
+def _key(number: int) -> str:
+    return f"hume_jax/pulse/{number}"
+
+
+def _listen(client: Any, number: int, before: tuple[str, float], now: float) -> tuple[str, float]:
+    """The last beat heard of a process, and when it was first heard."""
+    try:
+        beat = client.key_value_try_get(_key(number))
+    except _NO_ANSWER:  # or it has not begun
+        return before
+    return before if beat == before[0] else (beat, now)
+
+
+def _end(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+    logging.shutdown()
+    # What computes waits for the one that has gone, and would not be interrupted.
+    os._exit(2)
