@@ -1,0 +1,277 @@
+"""Searches of two processes, as a user types them: what they find, how they stop and go on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hume_jax.errors import Preempted
+from hume_jax.evaluation import metrics
+from hume_jax.pulse import Pulse
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "hume_jax.main",
+    "--config=configs/testing.py",
+    "--noconfig.plots",
+    "--noconfig.baselines",
+    # Fixed numbers of steps: where they follow what is left, rounding may decide on one. So many
+    # that the solves end: what they leave, while encoders move far, differs by more than rounding.
+    "--config.inner.tolerance=0",
+]
+# So many that a run is stopped before it is done.
+LONG = "--config.search.steps=3000"
+
+
+class Processes:
+    """The processes of one run, each with one device."""
+
+    def __init__(self, repository: pathlib.Path, folder: pathlib.Path, port: int, count: int):
+        self._repository, self._folder, self._port, self._count = repository, folder, port, count
+        self.all: list[subprocess.Popen] = []
+
+    def start(self, *flags: str, own: Sequence[str] = ()) -> None:
+        """Starts them; those after the first have flags of their own."""
+        joined = [f"--distributed=127.0.0.1:{self._port}", f"--processes={self._count}"]
+        for i in range(self._count):
+            folder = f"--workdir={self._folder / 'run'}"
+            several = [*joined, f"--process={i}"] if self._count > 1 else []
+            with self.log(i).open("w") as log:
+                self.all.append(
+                    subprocess.Popen(
+                        [*COMMAND, folder, *several, *flags, *(own if i else ())],
+                        cwd=self._repository,
+                        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+                        stdout=subprocess.DEVNULL,
+                        stderr=log,
+                    )
+                )
+
+    def log(self, number: int) -> pathlib.Path:
+        return self._folder / f"{self._count}_{number}.log"
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Until process 0 has logged it."""
+        end = time.monotonic() + seconds
+        while text not in self.log(0).read_text():
+            assert time.monotonic() < end, self.log(0).read_text()[-2000:]
+            assert self.all[0].poll() is None, self.log(0).read_text()[-2000:]
+            time.sleep(0.1)
+
+    def end(self, *numbers: int) -> list[int]:
+        """The statuses that they end with."""
+        return [self.all[i].wait(120) for i in numbers or range(self._count)]
+
+
+@pytest.fixture
+def processes(repository, tmp_path, free_port) -> Iterator[Callable[[int], Processes]]:
+    started: list[Processes] = []
+
+    def make(count: int) -> Processes:
+        started.append(Processes(repository, tmp_path, free_port, count))
+        return started[-1]
+
+    yield make
+    for process in (process for run in started for process in run.all):
+        process.kill()
+        process.wait()
+
+
+def labels(workdir: pathlib.Path) -> np.ndarray:
+    lines = (workdir / "labels.csv").read_text().splitlines()[1:]
+    return np.array([int(line.split(",")[2]) for line in lines])
+
+
+def objectives(workdir: pathlib.Path) -> list[list[float]]:
+    return [row["objective"] for row in logged(workdir)]
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(repository, tmp_path_factory) -> Callable[[int], pathlib.Path]:
+    """What one process finds by itself with so many tasks."""
+    found: dict[int, pathlib.Path] = {}
+
+    def run(tasks: int) -> pathlib.Path:
+        if tasks not in found:
+            found[tasks] = tmp_path_factory.mktemp("alone") / "run"
+            flags = [f"--workdir={found[tasks]}", f"--config.n_tasks={tasks}"]
+            subprocess.run(
+                [*COMMAND, *flags], cwd=repository, check=True, capture_output=True, timeout=240
+            )
+        return found[tasks]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rows"),
+    [
+        pytest.param(4, "memory", id="tasks"),
+        pytest.param(3, "memory", id="rows", marks=pytest.mark.slow),
+        pytest.param(3, "disk", id="rows from disk"),
+    ],
+)
+def test_two_processes_find_what_one_finds(processes, alone, tmp_path, tasks, rows):
+    """They share four tasks, or the rows where their number does not divide the tasks."""
+    both = processes(2)
+    both.start(f"--config.n_tasks={tasks}", f"--config.search.rows={rows}")
+    assert both.end() == [0, 0]
+    expected = alone(tasks)
+    # Beside the checkpoints, one process writes what one alone writes, but for where rows are.
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in expected.iterdir()}
+    np.testing.assert_allclose(objectives(tmp_path / "run"), objectives(expected), rtol=1e-4)
+    assert metrics.score(labels(tmp_path / "run"), labels(expected))["acc"] >= 0.995
+    assert "the search is done: process 0 scores" in both.log(1).read_text()
+
+
+def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_path):
+    both = processes(2)
+    both.start(LONG, "--config.checkpoint_seconds=1000")
+    both.wait_for("search 2/3000")
+    both.all[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert both.end() == [Preempted.STATUS] * 2
+    assert time.monotonic() - began < 30
+    said = {both.log(i).read_text().splitlines()[-1] for i in range(2)}
+    (line,) = said
+    assert line.startswith("stopped by SIGTERM after step ")
+    step = int(line.split()[5])
+    (saved,) = (tmp_path / "run" / "checkpoints" / "batch_0000").iterdir()
+    assert saved.name == str(step)
+    # On another number of devices, and stopped once more.
+    one = processes(1)
+    one.start(LONG, "--config.checkpoint_seconds=1000")
+    one.wait_for(f"going on from step {step} of 3000")
+    one.wait_for("steps/s")
+    one.all[0].send_signal(signal.SIGTERM)
+    assert one.end() == [Preempted.STATUS]
+    assert int(one.log(0).read_text().splitlines()[-1].split()[5]) > step
+    steps = [row["step"] for row in logged(tmp_path / "run")]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_a_line(processes, victim):
+    both = processes(2)
+    both.start(LONG, "--config.checkpoint_seconds=0")
+    both.wait_for("search 2/3000")
+    both.all[victim].kill()
+    began = time.monotonic()
+    assert both.end(1 - victim) == [2]
+    assert time.monotonic() - began < 60
+    last = both.log(1 - victim).read_text().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "of this run has gone" in last
+    assert "what is on disk is kept, the same commands" in last
+    one = processes(1)
+    one.start(LONG)
+    one.wait_for("going on from step ")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_other(processes):
+    """Its connections stay open, so only that it gives no sign of life tells."""
+    both = processes(2)
+    both.start(LONG)
+    both.wait_for("search 2/3000")
+    both.all[1].send_signal(signal.SIGSTOP)
+    assert both.end(0) == [2]
+    assert "error: process 1 of this run has gone, it gave no sign" in both.log(0).read_text()
+
+
+def test_processes_of_different_commands(processes, tmp_path):
+    both = processes(2)
+    both.start(own=["--config.seed=1"])
+    assert both.end() == [2, 2]
+    said = both.log(0).read_text()
+    assert "error: process 1 has the config " in said
+    assert "start all of them with the same command" in said
+    assert not (tmp_path / "run").exists()
+
+
+# ---- signs of life
+
+
+class Store:
+    """What processes share, in one process."""
+
+    def __init__(self):
+        self.values: dict[str, str] = {}
+        self.answers = True
+
+    def key_value_set(self, key, value, allow_overwrite):
+        assert allow_overwrite
+        if not self.answers:
+            raise RuntimeError("UNAVAILABLE")
+        self.values[key] = value
+
+    def key_value_try_get(self, key):
+        if key not in self.values:
+            raise ValueError("NOT_FOUND")
+        return self.values[key]
+
+
+@pytest.fixture
+def pulses(monkeypatch) -> Iterator[tuple[Store, list[Pulse], list[str]]]:
+    monkeypatch.setattr("hume_jax.pulse._EVERY", 0.02)
+    monkeypatch.setattr("hume_jax.pulse._PATIENCE", 0.5)
+    store, ended = Store(), []
+    both = [Pulse(i, 2, lambda: store, ended.append) for i in range(2)]
+    for pulse in both:
+        pulse.start()
+    yield store, both, ended
+    for pulse in both:
+        pulse.stop()
+        pulse.join()
+
+
+def test_processes_that_live_hear_each_other(pulses):
+    store, both, ended = pulses
+    time.sleep(1)
+    assert not ended
+    assert all(pulse.is_alive() for pulse in both)
+    assert len(store.values) == 2
+
+
+def test_a_process_that_beats_no_more_has_gone(pulses):
+    _, both, ended = pulses
+    time.sleep(0.2)
+    both[1].stop()
+    both[0].join(5)
+    (message,) = ended
+    assert message.startswith("process 1 of this run has gone, it gave no sign of life for")
+
+
+def test_without_the_store_process_0_has_gone(pulses):
+    store, both, ended = pulses
+    time.sleep(0.2)
+    store.answers = False
+    both[1].join(5)
+    assert any(message.startswith("process 0 of this run has gone") for message in ended)
+
+
+def test_once_they_have_parted_nobody_is_missed(monkeypatch):
+    monkeypatch.setattr("hume_jax.pulse._EVERY", 0.01)
+    ended: list[str] = []
+    pulse = Pulse(0, 2, lambda: None, ended.append)
+    pulse.start()
+    pulse.join(5)
+    assert not pulse.is_alive()
+    assert not ended
