@@ -8,14 +8,15 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
 from hume_jax.errors import LostProcess, UserError
-from hume_jax.pulse import Pulse
+
+if TYPE_CHECKING:
+    from hume_jax.pulse import Pulse
 
 # Seconds that the processes of a run wait for each other to start.
 _PATIENCE = 300
@@ -23,7 +24,7 @@ _RETRY_SECONDS = 1.0
 # Seconds without a sign of life after which JAX ends a process; `pulse` notices earlier.
 _HEARTBEAT_SECONDS = 50
 # That of this process.
-_pulse: list[Pulse] = []
+_pulse: list["Pulse"] = []
 
 
 class Processes(NamedTuple):
@@ -97,6 +98,8 @@ class Processes(NamedTuple):
     def part(self) -> None:
         """Ends the work together: each process goes on, or ends, by itself."""
         if self.total > 1:
+            import jax
+
             with self.together():
                 pass
             while _pulse:
@@ -213,6 +216,9 @@ def start(coordinator: str, count: int, index: int) -> Processes:
                 f"process {index} of {count}: say where process 0 is, distributed=HOST:PORT"
             )
         return ALONE
+    # A process by itself need not wait for the import.
+    import jax
+
     if coordinator == "auto":
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
@@ -240,6 +246,10 @@ def start(coordinator: str, count: int, index: int) -> Processes:
 
 
 def _joined() -> Processes:
+    import jax
+
+    from hume_jax.pulse import Pulse
+
     processes = Processes(jax.process_index(), jax.process_count())
     if processes.total > 1:
         _pulse.append(Pulse(*processes))

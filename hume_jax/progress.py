@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 
 _BAR = 20
 # From which number of rows on it is shown how many are done.
-_MANY_ROWS = 100_000
+MANY_ROWS = 100_000
 _LINE_START = "\r\033[K"
 
 
@@ -143,7 +143,7 @@ class Progress:
 @contextlib.contextmanager
 def rows_progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
     """What counts rows: shown where there are so many that they take more than seconds."""
-    if rows < _MANY_ROWS:
+    if rows < MANY_ROWS:
         yield lambda rows: None
     else:
         with Progress(rows, label, unit="rows") as progress:

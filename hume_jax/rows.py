@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from hume_jax import planning
 from hume_jax.processes import Processes
-from hume_jax.progress import rows_progress
+from hume_jax.progress import MANY_ROWS, rows_progress
 from hume_jax.representations import gather, prepared, store
 from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepared import InnerMap, Prepared
@@ -70,7 +70,8 @@ def check(
         with np.load(folder.path / _PREPARED, allow_pickle=False) as arrays:
             found = prepared.from_arrays(arrays)
         return Checked(files, searched, found.phi1, [], found)
-    logging.info("checking the values of all files")
+    if sum(split.n for split in splits) >= MANY_ROWS:
+        logging.info("checking the values of all files")
     given = store.scan_files(files)
     dataset = store.search_spaces(given, config.search.spaces)
     # Whether rows equal the mean shows in the pass that finds it.

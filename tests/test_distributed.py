@@ -29,6 +29,8 @@ COMMAND = [
     # Fixed numbers of steps: where they follow what is left, rounding may decide on one. So many
     # that the solves end: what they leave, while encoders move far, differs by more than rounding.
     "--config.inner.tolerance=0",
+    "--config.inner.steps=6",
+    "--config.inner.adjoint_steps=16",
 ]
 # So many that a run is stopped before it is done.
 LONG = "--config.search.steps=3000"
@@ -124,7 +126,7 @@ def alone(repository, tmp_path_factory) -> Callable[[int], pathlib.Path]:
     [
         pytest.param(4, "memory", id="tasks"),
         pytest.param(3, "memory", id="rows", marks=pytest.mark.slow),
-        pytest.param(3, "disk", id="rows from disk"),
+        pytest.param(3, "disk", id="rows from disk", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_find_what_one_finds(processes, alone, tmp_path, tasks, rows):

@@ -23,7 +23,7 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.
 UP_TO_THE_SEARCH = """
 import sys, types
 pipeline = types.ModuleType("hume_jax.pipeline")
-pipeline.run = lambda config, workdir: print(config.data.train.phi1, config.data.train.phi2)
+pipeline.run = lambda config, *rest: print(config.data.train.phi1, config.data.train.phi2)
 sys.modules["hume_jax.pipeline"] = pipeline
 from hume_jax import main
 from hume_jax.report import results

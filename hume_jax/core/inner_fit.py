@@ -25,6 +25,10 @@ from hume_jax.core import solvers
 from hume_jax.core.effort import Effort
 from hume_jax.core.solvers import Left, gradient_at
 
+# Directions of this share of the second largest variance, the first may be the constant's, are
+# never too narrow to matter.
+_WIDE = 0.01
+
 
 class InnerFit(NamedTuple):
     """How the inner problem is solved and differentiated. Static under jit."""
@@ -113,7 +117,8 @@ def coordinates(
       directions: number of leading directions to keep (the constant counts as one); 0 for all.
       floor: directions whose ``e`` is below this many penalties are left out too. What they add to
         the logits is held down by the penalty, in proportion to ``e / (e h + penalty)`` with h, the
-        curvature of the cross-entropy, well below 1/2.
+        curvature of the cross-entropy, well below 1/2. Those of a hundredth of the second largest
+        stay: a large penalty holds all of them down alike.
 
     Returns:
       `Coordinates`. Directions without variance are left out.
@@ -129,7 +134,8 @@ def coordinates(
         raise ValueError("preconditioning needs a penalty above 0")
     values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
     values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    rank = max(1, int(np.sum(values > max(1e-12 * values[0], floor * penalty))))
+    least = min(floor * penalty, _WIDE * values[min(1, size - 1)])
+    rank = max(1, int(np.sum(values > max(1e-12 * values[0], least))))
     rank = min(rank, directions) if directions else rank
     # A fixed sign makes the coordinates, and with them the search, independent of the LAPACK build.
     peak = np.argmax(np.abs(vectors), axis=0)

@@ -99,6 +99,10 @@ def test_directions_that_the_penalty_holds_down_are_left_out(rng):
     np.testing.assert_array_equal(change.basis, whole.basis[:, :expected])
     np.testing.assert_array_equal(change.penalty, whole.penalty[:expected])
     assert change.kept < whole.kept
+    # A large penalty leaves those that are wide beside the widest.
+    wide = inner_fit.coordinates(gram, 10.0, floor=1.5)
+    assert wide.basis.shape == (13, int(np.sum(values > 0.01 * values[1])))
+    assert wide.basis.shape[1] > 2
 
 
 def test_no_preconditioning_keeps_the_coordinates(rng):

@@ -13,7 +13,7 @@ from hume_jax.core import aggregate, search, task_encoder
 from hume_jax.errors import UserError
 from hume_jax.report import results
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 
 @pytest.fixture(scope="module")
