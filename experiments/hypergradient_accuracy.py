@@ -257,7 +257,8 @@ def info_products(
     info: search.Info, problem: figures.Problem, whole: figures.Problem
 ) -> np.ndarray:
     """`products` of every step of a block; all tasks share their numbers of steps."""
-    steps, adjoint = (np.asarray(count)[:, 0] for count in (info.inner_steps, info.adjoint_steps))
+    effort = info.effort
+    steps, adjoint = (np.asarray(count)[:, 0] for count in (effort.steps, effort.adjoint_steps))
     return products(steps, adjoint, problem, whole)
 
 

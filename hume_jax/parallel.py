@@ -65,7 +65,7 @@ def place_by_shard(tree: Any, mesh: Mesh) -> Any:
 
 def place_state(state: State, mesh: Mesh) -> State:
     """Spreads the tasks over ``task``."""
-    return _place(state, mesh, lambda leaf: P("task") if np.ndim(leaf) else P())
+    return jax.tree.map(_put, state, by_task(jax.tree.map(np.asarray, state), mesh))
 
 
 def place_everywhere(tree: Any, mesh: Mesh) -> Any:
@@ -75,7 +75,13 @@ def place_everywhere(tree: Any, mesh: Mesh) -> Any:
 
 def by_task(tree: Any, mesh: Mesh) -> Any:
     """Shardings of arrays, or of their shapes, that `place_state` would place."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, P("task") if leaf.ndim else P()), tree)
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        # What tasks share has a number for each seed.
+        shared = not leaf.ndim or any(getattr(key, "name", "") == "effort" for key in path)
+        return NamedSharding(mesh, P() if shared else P("task"))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def by_shard(tree: Any, mesh: Mesh) -> Any:
@@ -97,10 +103,10 @@ def fetch(tree: Any) -> Any:
 
 
 def _place(tree: Any, mesh: Mesh, spec: Callable[[Any], P]) -> Any:
-    def put(leaf: Any) -> jax.Array:
-        host = np.asarray(leaf)
-        # Every process holds the whole array and gives its devices their part.
-        sharding = NamedSharding(mesh, spec(host))
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, spec(leaf))), tree)
 
-    return jax.tree.map(put, tree)
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Every process holds the whole array and gives its devices their part."""
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -265,13 +265,13 @@ def _rows(
     tasks = plan.batches[batch]
     for i, seed in enumerate(plan.seeds):
         own = slice(i * len(tasks), (i + 1) * len(tasks))
-        last = {name: value[-1] for name, value in info._asdict().items()}
+        last = {name: value[-1] for name, value in info._asdict().items() if name != "effort"}
         last = {name: value[own] if np.ndim(value) else value for name, value in last.items()}
-        for shared in ("inner_steps", "adjoint_steps"):
-            last[shared] = np.max(last[shared])
         if not np.any(last["dropped"]):
             del last["dropped"]
         row: dict[str, Any] = {"batch": batch, "step": step, "tasks": list(tasks)}
         if len(plan.seeds) > 1:
             row["seed"] = seed
-        yield {**row, **last, "seconds": round(seconds, 3)}
+        steps = {"inner": info.effort.steps, "adjoint": info.effort.adjoint_steps}
+        taken = {f"{name}_steps": counts[-1][i] for name, counts in steps.items()}
+        yield {**row, **last, **taken, "seconds": round(seconds, 3)}

@@ -10,7 +10,7 @@ _GROWTH = 2.0
 
 
 class Effort(NamedTuple):
-    """Numbers of steps, int32: () each, or (S,) in a state of S tasks that share them."""
+    """Numbers of steps, int32: () each, or (G,) in a state of G seeds, whose tasks share them."""
 
     steps: Array  # of the solver
     newton_steps: Array  # conjugate-gradient steps in each step of 'newton'
@@ -29,14 +29,14 @@ def adjust(count: Array, after: Array, before: Array, tolerance: float, most: in
     that was below it before the last step, for one step less.
 
     Args:
-      count: ``()`` int32 steps taken.
+      count: int32 steps taken, of any shape.
       after: ``()`` residual that they left, relative; nothing is known if it is not finite.
       before: ``()`` residual before the last of them.
       tolerance: what may be left, below 1.
       most: the most to take.
 
     Returns:
-      ``()`` int32, from 1 to ``most``.
+      int32, from 1 to ``most``, of the shape of the count.
     """
     growth = jnp.log(tolerance) / jnp.log(jnp.clip(after, tolerance, 0.999))
     more = jnp.ceil(count * jnp.clip(growth, 1, _GROWTH)).astype(jnp.int32)

@@ -71,8 +71,9 @@ def objective(
     Returns:
       The scalar objective and its `Terms`.
     """
-    y_train = task_encoder.labels(theta, subset.phi1_train, temperature, labels)
-    y_test = task_encoder.labels(theta, subset.phi1_test, temperature, labels)
+    y_train, y_test = task_encoder.labels_of(
+        theta, (subset.phi1_train, subset.phi1_test), temperature, labels
+    )
     heldout, residuals, solutions = [], [], []
     for i, (space, start) in enumerate(zip(subset.spaces, starts, strict=True)):
         watch = watches[i] if watches else None

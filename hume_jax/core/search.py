@@ -57,7 +57,7 @@ class State(NamedTuple):
     theta: Array  # (S, d1, K) float32, orthonormal columns
     inner: tuple[Array, ...]  # (S, K, r) float32, last inner solution in each second space
     optimiser: optax.OptState  # leaves (S, ...)
-    effort: Effort  # (S,) int32 each: steps of the inner solves, the same for all tasks
+    effort: Effort  # (1,) int32 each: steps of the inner solves of all tasks
     # (S,) int32, the step, from 1, that was not finite and left a task as it was for good; 0: none.
     dropped: Array
     step: Array  # () int32
@@ -88,8 +88,7 @@ class Info(NamedTuple):
     gradient_norm: Array  # (S,) float32, before clipping
     inner_residual: Array  # (S,) float32
     adjoint_residual: Array  # (S,) float32
-    inner_steps: Array  # (S,) int32, steps of the solver, the same for all tasks
-    adjoint_steps: Array  # (S,) int32, of the implicit adjoint
+    effort: Effort  # (1,) int32 each: steps that the inner solves took
     dropped: Array  # (S,) int32, as in `State`
     temperature: Array  # () float32
     learning_rate: Array  # () float32
@@ -152,7 +151,7 @@ def blank(
 
     theta, inner, opt = jax.vmap(one)(tasks)
     none = jnp.zeros(len(tasks), jnp.int32)
-    effort = Effort(*(none + count for count in settings.inner.effort))
+    effort = Effort(*(count[None] for count in settings.inner.effort))
     return State(tasks, theta, inner, opt, effort, none, jnp.zeros((), jnp.int32))
 
 
@@ -387,8 +386,7 @@ def update(state: State, learned: Learned, settings: Search) -> tuple[State, Inf
         gradient_norm=jnp.sqrt(jnp.sum(gradients.reshape(len(theta), -1) ** 2, axis=1)),
         inner_residual=report.inner_residual,
         adjoint_residual=report.adjoint_residual,
-        inner_steps=state.effort.steps,
-        adjoint_steps=state.effort.adjoint_steps,
+        effort=state.effort,
         dropped=dropped,
         temperature=temperature,
         learning_rate=jnp.asarray(learning_rate_at(state.step), temperature.dtype),
@@ -414,7 +412,7 @@ def _dropped(state: State, new: Any) -> Array:
 
 def effort_of(state: State) -> Effort:
     """The numbers of steps of the inner solves that the next step takes, () int32 each."""
-    return Effort(*(jnp.max(count) for count in state.effort))
+    return Effort(*(count[0] for count in state.effort))
 
 
 def _next_effort(effort: Effort, report: Report, alive: Array, inner: InnerFit) -> Effort:
@@ -422,22 +420,24 @@ def _next_effort(effort: Effort, report: Report, alive: Array, inner: InnerFit) 
     if not inner.tolerance or inner.adjoint == "unrolled":
         return effort
 
-    def mean(residual: Array) -> Array:
-        # What is above 1 is no worse, it is as if nothing had been solved.
-        left = jnp.where(alive, jnp.minimum(residual, 1), 0)
-        return jnp.sum(left) / jnp.maximum(jnp.sum(alive), 1)
-
-    def after(counts: Array, left: Array, before: Array, most: int) -> Array:
-        count = adjust(jnp.max(counts), mean(left), mean(before), inner.tolerance, most)
-        return jnp.broadcast_to(count, counts.shape)
-
-    steps = after(effort.steps, report.inner_residual, report.inner_before, inner.steps)
+    seen = [
+        report.inner_residual,
+        report.inner_before,
+        report.adjoint_residual,
+        report.adjoint_before,
+    ]
+    # What is above 1 is no worse, it is as if nothing had been solved.
+    left = jnp.where(alive[None], jnp.minimum(jnp.stack(seen), 1), 0)
+    # One sum for all, of which devices that share the tasks need to hear.
+    *sums, count = jnp.sum(jnp.concatenate([left, alive[None].astype(left.dtype)]), axis=1)
+    after, before, adjoint_after, adjoint_before = (s / jnp.maximum(count, 1) for s in sums)
+    steps = adjust(effort.steps, after, before, inner.tolerance, inner.steps)
     if inner.adjoint == "first_order":
         return effort._replace(steps=steps)
-    adjoint = after(
-        effort.adjoint_steps, report.adjoint_residual, report.adjoint_before, inner.adjoint_steps
+    adjoint_steps = adjust(
+        effort.adjoint_steps, adjoint_after, adjoint_before, inner.tolerance, inner.adjoint_steps
     )
-    return effort._replace(steps=steps, adjoint_steps=adjoint)
+    return effort._replace(steps=steps, adjoint_steps=adjoint_steps)
 
 
 def _temperature(state: State, settings: Search) -> Array:

@@ -15,7 +15,7 @@ from hume_jax.core.search import Data, Info, Search, State
 
 # Seeds take their steps together, so what follows the step alone is one number for all.
 _STATE = State(0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
-_INFO = Info(1, 1, 1, 1, 1, 1, 1, 1, 1, None, None)  # type: ignore[arg-type]
+_INFO = Info(1, 1, 1, 1, 1, 1, 1, 1, None, None)  # type: ignore[arg-type]
 
 
 def init(seeds: Array, tasks: Array, data: Data, settings: Search) -> State:

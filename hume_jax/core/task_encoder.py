@@ -1,11 +1,14 @@
 """Task encoder (Eq. 3): linear in the first representation, with sparsemax or softmax labels."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-# Steps of `orthonormalise`, more than any input of full rank in float32 needs.
-_MOST_STEPS = 60
+# Ratio of the smallest to the largest singular value down to which `orthonormalise` is exact.
+_SMALLEST_RATIO = 1e-3
 # Share of a random matrix in an encoder that begins at rows.
 _NOISE = 0.1
 
@@ -126,10 +129,35 @@ def labels(theta: Array, phi1: Array, temperature: Array | float, kind: str = "s
     Returns:
       ``(K, n)``; every column is a point of the simplex.
     """
-    z = jnp.matmul(theta.T, phi1.T) / temperature
+    return _labels(jnp.matmul(theta.T, phi1.T) / temperature, kind)
+
+
+def _labels(z: Array, kind: str) -> Array:
     if kind not in ("sparsemax", "softmax"):
         raise ValueError(f"kind: {kind!r} is not sparsemax or softmax")
     return sparsemax(z, axis=0) if kind == "sparsemax" else jax.nn.softmax(z, axis=0)
+
+
+def labels_of(
+    theta: Array, parts: Sequence[Array], temperature: Array | float, kind: str = "sparsemax"
+) -> list[Array]:
+    """`labels` of several parts, found together.
+
+    So there is one search for the thresholds of sparsemax, which devices that share the tasks end
+    together: several that wait for each other in another order could block each other for good.
+
+    Args:
+      theta: ``(d1, K)`` matrix with orthonormal columns.
+      parts: ``(n_i, d1)`` rows of the first representation each.
+      temperature: T, above zero.
+      kind: as of `labels`.
+
+    Returns:
+      ``(K, n_i)`` each.
+    """
+    z = jnp.concatenate([jnp.matmul(theta.T, part.T) for part in parts], axis=1)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return jnp.split(_labels(z / temperature, kind), ends, axis=1)
 
 
 def predict(theta: Array, phi1: Array) -> Array:
@@ -190,10 +218,9 @@ def orthonormalise(theta: Array) -> Array:
 
     ``theta (theta^T theta)^(-1/2)``, unlike Gram-Schmidt or QR, treats all columns alike, so
     permuting classes permutes the result. It is found by Newton-Schulz steps of fifth order
-    (Kovarik 1970; Bjorck & Bowie 1971), ``q (15 - 10 q^T q + 3 (q^T q)^2) / 8``, until the last
-    one was taken so near to the result that it was exact. They rise to 1 monotonically, so rounding
-    does not grow: steps that are scaled to converge in fewer take orthonormal input, the usual one,
-    far down first.
+    (Kovarik 1970; Bjorck & Bowie 1971), ``q (15 - 10 q^T q + 3 (q^T q)^2) / 8``, as many as the
+    ratio below needs. They rise to 1 monotonically, so rounding does not grow: steps that are
+    scaled to converge in fewer take orthonormal input, the usual one, far down first.
 
     Products only: they are fast for K = 10, where all of it is a few passes over ``theta``, and for
     K = 1000, where it is a small share of the inner fit, on every device. Batched triangular
@@ -209,23 +236,13 @@ def orthonormalise(theta: Array) -> Array:
     """
     # Any upper bound of the largest singular value will do; the result does not depend on it.
     squared = jnp.max(jnp.sum(jnp.abs(theta.T @ theta), axis=0))
-    identity = jnp.eye(theta.shape[1], dtype=theta.dtype)
-    # A step takes a distance e from orthonormal to less than e^3.
-    near = 0.7 * jnp.finfo(theta.dtype).eps ** (1 / 3)
 
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        steps, distance, _ = carry
-        return (steps < _MOST_STEPS) & (distance > near)
-
-    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        steps, _, q = carry
+    def step(_: int, q: Array) -> Array:
         gram = q.T @ q
-        distance = jnp.max(jnp.sum(jnp.abs(gram - identity), axis=0))
-        return steps + 1, distance, (15 * q - q @ (10 * gram - 3 * gram @ gram)) / 8
+        return (15 * q - q @ (10 * gram - 3 * gram @ gram)) / 8
 
-    far = jnp.full((), jnp.inf, theta.dtype)
-    start = (jnp.zeros((), jnp.int32), far, theta / jnp.sqrt(squared))
-    return jax.lax.while_loop(unfinished, step, start)[2]
+    # A fixed number: devices that share the tasks would have to agree on when all of them are done.
+    return jax.lax.fori_loop(0, _steps(_SMALLEST_RATIO), step, theta / jnp.sqrt(squared))
 
 
 @orthonormalise.defjvp
@@ -260,3 +277,12 @@ def tangent(theta: Array, gradient: Array) -> Array:
     """
     inner = theta.T @ gradient
     return gradient - theta @ ((inner + inner.T) / 2)
+
+
+def _steps(ratio: float) -> int:
+    """Newton-Schulz steps that bring singular values in ``[ratio, 1]`` to 1."""
+    low, steps = ratio, 0
+    while 1 - low > 1e-9:
+        low *= (15 - 10 * low**2 + 3 * low**4) / 8
+        steps += 1
+    return steps
