@@ -246,7 +246,7 @@ def _presets() -> config_dict.ConfigDict:
     fast.inner.directions, paper.inner.directions = 0, 0
     # Directions whose variance is below this many times lambda are left out, since the penalty
     # holds them down, but none of a hundredth of the widest; 0 = none. Not without preconditioning.
-    fast.inner.variance_floor, paper.inner.variance_floor = 1.5, 0.0
+    fast.inner.variance_floor, paper.inner.variance_floor = 1.0, 0.0
     # Penalty lambda on the squared norm of W.
     fast.inner.penalty, paper.inner.penalty = 1e-4, 0.0
     # Derivative of the fit: 'implicit' (one linear system), 'unrolled' (through the steps),
