@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 N, D1, D2, K, SHARDS, TASKS = 203, 12, 9, 4, 4, 2
 # No clipping, so that Adam's first moment after the first step is a tenth of the hypergradient.
 # Conjugate gradients that converge: stopped after 10 steps here, at a residual of 2e-3, they carry
-# the rounding of another order of summation up to 1e-3 of the result.
-INNER = InnerFit(solver="newton", steps=5, newton_steps=20, adjoint_steps=20)
+# the rounding of another order of summation up to 1e-3 of the result, after 20 up to 6e-5.
+INNER = InnerFit(solver="newton", steps=5, newton_steps=40, adjoint_steps=40)
 SETTINGS = search.Search(K, 30, 6, temperature=0.1, clip=1e9, inner=INNER)
 
 
