@@ -254,8 +254,9 @@ def _encoders(state: search.State) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_objective(info: search.Info) -> float:
-    """Of the tasks that are left, at the last step."""
-    return float(np.mean(info.objective[-1][info.dropped[-1] == 0]))
+    """Of the tasks that are left, at the last step; NaN if none is."""
+    left = info.objective[-1][info.dropped[-1] == 0]
+    return float(np.mean(left)) if left.size else math.nan
 
 
 def _rows(

@@ -19,7 +19,7 @@ import pytest
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, memory, pipeline, planning, scoring
+from hume_jax import feeds, labelling, memory, pipeline, planning, scoring
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
@@ -230,6 +230,35 @@ def test_a_model_survives_its_file(quickstart):
     again = labelling.from_arrays(labelling.to_arrays(model))
     assert again.kind == model.kind == "rows"
     jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def poison(monkeypatch, tasks: list[int]) -> None:
+    """Some tasks begin with a number that is none."""
+    start = feeds.FromMemory.start
+
+    def poisoned(self: feeds.FromMemory, numbers: Any) -> Any:
+        state = start(self, numbers)
+        return state._replace(theta=state.theta.at[np.array(tasks), 0].set(np.nan))
+
+    monkeypatch.setattr(feeds.FromMemory, "start", poisoned)
+
+
+def test_a_task_that_is_dropped_takes_no_part(search, monkeypatch, caplog):
+    poison(monkeypatch, [1])
+    run = search()
+    (warning,) = [m for m in caplog.messages if "is dropped" in m]
+    assert warning.startswith("task 1 is dropped: its step 1 was not finite")
+    assert run.results["dropped"] == {"1": 1}
+    assert [task["seed"] for task in run.results["tasks"]] == [0, 2]
+    assert all(row["dropped"] == [0, 1, 0] for row in run.metrics)
+    with np.load(run.path / "model.npz", allow_pickle=False) as model:
+        assert np.all(np.isfinite(model["theta"]))
+
+
+def test_a_run_whose_tasks_are_all_dropped(search, monkeypatch):
+    poison(monkeypatch, [0, 1, 2])
+    with pytest.raises(UserError, match="every task was dropped, the last at step 1: lower"):
+        search()
 
 
 def test_metrics_are_golden(quickstart):
