@@ -169,10 +169,7 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
         try:
             return function(argv)
         except LostProcess as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            # JAX would wait for the other one at exit, and then end in a dump.
-            logging.shutdown()
-            os._exit(2)
+            error.end()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

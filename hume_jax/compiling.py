@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 # XLA:CPU hands a product and what is computed from it to one kernel of YNNPACK, which takes longer
-# than the product by Eigen and the rest apart: a tenth of an outer step (jaxlib 0.10.2).
+# than the product by Eigen and the rest apart (jaxlib 0.10.2).
 _CPU: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 

@@ -1,5 +1,10 @@
 """Exceptions for what the user can put right."""
 
+import logging
+import os
+import sys
+from typing import NoReturn
+
 
 class UserError(ValueError):
     """A mistake in a file, a config field or a call that the user can correct.
@@ -24,3 +29,12 @@ class Preempted(Exception):
 
 class LostProcess(UserError):
     """Another process of the run is gone, so this one has to end without it."""
+
+    GO_ON = "what is on disk is kept, the same commands, all of them started again, go on with it"
+
+    def end(self) -> NoReturn:
+        """Ends the process at once; at exit JAX would wait for the other one, and end in a dump."""
+        sys.stderr.write(f"error: {self}\n")
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(2)

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,9 +69,10 @@ def run(
         files = store.open_files(config.data)
     folder = Workdir(workdir, config, owner=processes.first)
     processes.agree({"the config": config_lib.config_hash(config), "the folder": str(folder.path)})
-    processes.agree(store.fingerprint(files))
+    fingerprint = store.fingerprint(files)
+    processes.agree(fingerprint)
     with processes.together():
-        finished = _finished(config, folder, files) if processes.first else None
+        finished = _finished(config, folder, fingerprint) if processes.first else None
     if processes.share(finished is not None):
         return finished or {}
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
@@ -87,7 +88,7 @@ def run(
     with _entered(folder, processes):
         with processes.together():
             if processes.first:
-                folder.check_data(store.fingerprint(files))
+                folder.check_data(fingerprint)
         for warning in (*checked.warnings, *planning.clamped(config, n, plan.shape)):
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
@@ -152,7 +153,7 @@ def _of_seed(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 
 
 def _finished(
-    config: config_dict.ConfigDict, folder: Workdir, files: store.Dataset
+    config: config_dict.ConfigDict, folder: Workdir, fingerprint: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """What a finished run found, without a look at all values of its data; or None."""
     # Written last; its times stay those of the work.
@@ -160,7 +161,7 @@ def _finished(
     if not (done.exists() and (config.seeds or (folder.path / "labels.csv").exists())):
         return None
     with folder:
-        folder.check_data(store.fingerprint(files))
+        folder.check_data(fingerprint)
         logging.info("this run is finished; delete %s to score it again", done)
         return json.loads(done.read_text(encoding="utf-8"))
 

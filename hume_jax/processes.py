@@ -190,8 +190,7 @@ def _broadcast(array: np.ndarray) -> np.ndarray:
 
 def _lost(error: Exception) -> LostProcess:
     return LostProcess(
-        "another process of this run has gone: what is on disk is kept, the same commands, all of "
-        f"them started again, go on with it ({str(error)[:100]})"
+        f"another process of this run has gone: {LostProcess.GO_ON} ({str(error)[:100]})"
     )
 
 

@@ -1,14 +1,13 @@
 """Tells when another process of a run has gone, in a line, before JAX ends this one in a dump."""
 
-import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from jax._src import distributed  # no public way leads to the store that the processes share
+
+from hume_jax.errors import LostProcess
 
 # Seconds between two beats.
 _EVERY = 3.0
@@ -70,8 +69,7 @@ class Pulse(threading.Thread):
             if gone and not self._stopped.is_set():
                 self._end(
                     f"process {gone[0]} of this run has gone, it gave no sign of life for "
-                    f"{_PATIENCE:.0f} s: what is on disk is kept, the same commands, all of them "
-                    "started again, go on with it"
+                    f"{_PATIENCE:.0f} s: {LostProcess.GO_ON}"
                 )
                 return
 
@@ -90,8 +88,5 @@ def _listen(client: Any, number: int, before: tuple[str, float], now: float) -> 
 
 
 def _end(message: str) -> None:
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
-    logging.shutdown()
     # What computes waits for the one that has gone, and would not be interrupted.
-    os._exit(2)
+    LostProcess(message).end()

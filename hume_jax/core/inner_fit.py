@@ -278,18 +278,9 @@ _watched.defvjp(lambda w, watch: (w, None), _watched_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _implicit(
-    solver: str,
-    y: Array,
-    x: Array,
-    penalty: Array,
-    start: Array,
-    step: Array,
-    effort: Effort,
-    watch: Watch,
-) -> tuple[Array, Residuals]:
-    """`fit` by the implicit function theorem."""
-    return _implicit_forward(solver, y, x, penalty, start, step, effort, watch)[0]
+def _implicit(solver: str, *arguments: Any) -> tuple[Array, Residuals]:
+    """`fit` by the implicit function theorem; arguments as of `_implicit_forward`."""
+    return _implicit_forward(solver, *arguments)[0]
 
 
 def _implicit_forward(

@@ -89,7 +89,6 @@ def inner_rows(
     precondition: bool,
     directions: int,
     penalty: float,
-    floor: float = 0.0,
     rows: np.ndarray | None = None,
 ) -> InnerRows:
     """Rows of one second representation as the inner fit reads them: the constant appended.
@@ -100,7 +99,6 @@ def inner_rows(
       precondition: whether to solve in preconditioned coordinates (`core.inner_fit.coordinates`).
       directions: leading directions kept, 0 for all.
       penalty: lambda.
-      floor: directions of a variance below this many lambda are left out.
       rows: numbers of the rows to take; statistics and directions are then theirs.
 
     Returns:
@@ -117,9 +115,7 @@ def inner_rows(
         features[at : at + len(array), :d2] = normalise(array, stats, kind)
         at += len(array)
     gram = _gram(features) if precondition else np.eye(d2 + 1)
-    change = coordinates(
-        gram, penalty, precondition=precondition, directions=directions, floor=floor
-    )
+    change = coordinates(gram, penalty, precondition=precondition, directions=directions)
     return _apply(features, change, keep=not precondition)
 
 
