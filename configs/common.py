@@ -60,9 +60,10 @@ def get_config() -> config_dict.ConfigDict:
     config.baselines = True
     # Whether to draw the plots.
     config.plots = True
-    # Precision of float32 products on devices that have a faster, coarser one: 'highest', 'high'
-    # or 'default'.
+    # Precision of the inner fit's products, and of its derivative's, on devices that have a faster,
+    # coarser one: 'highest' (float32), 'high' or 'default' (docs/measurements.md).
     config.precision = "highest"
+    config.mesh = _mesh()
     # Outer steps per line of metrics.jsonl; a compiled call may be shorter.
     config.log_every = 10
     # Least time between two checkpoints, in seconds.
@@ -110,6 +111,17 @@ def use_paper_data(
         fields.phi1 = f"data/representations/mocov2/{files}{split}_l2.npy"
         fields.phi2 = f"data/representations/{phi2}/{files}{split}.npy"
         fields.labels = f"data/labels/{files}{split}_targets.npy"
+
+
+def _mesh() -> config_dict.ConfigDict:
+    mesh = config_dict.ConfigDict()
+    # Devices that share the tasks of a batch; each has all rows, but for mesh.data. 0 = as many as
+    # divide the tasks.
+    mesh.task = 0
+    # Devices that share the rows; it must divide search.shards. 0 = those that mesh.task leaves, as
+    # far as they divide the shards.
+    mesh.data = 0
+    return mesh
 
 
 def _data() -> config_dict.ConfigDict:
@@ -231,6 +243,9 @@ def _presets() -> config_dict.ConfigDict:
     # Where the searched rows are read from: 'memory' (float32 copies), 'disk' (the files, each
     # step's rows alone) or 'auto' (memory if they fit well).
     fast.search.rows, paper.search.rows = "auto", "auto"
+    # What numbers of rows in memory are stored as, 'float32' or 'bfloat16' (half the memory, three
+    # digits); steps compute in float32 whatever it is. Rows read from disk stay as they are there.
+    fast.search.storage, paper.search.storage = "float32", "float32"
     # Virtual shards that the rows belong to, whatever the number of devices; a subset takes equally
     # many rows from each. Rounded down to a power of two, fewer where rows are few. 1: any rows, as
     # in the reference.

@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
         for value in values:
             baselines.settings_of(job.method, 2, [f"{job.method}.{field}={value}"])
     config = figures.load_config(options.config, options.fields)
-    figures.use_precision(config)
+    figures.use_precision()
     pair = pairs.load(config, exchanged=options.exchanged, labels=False)
     figures.make_folder(options.out)
     rows = []

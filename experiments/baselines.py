@@ -304,7 +304,7 @@ def results(
         where labels have more classes than are searched for.
     """
     config = figures.load_config(options.config, options.fields)
-    figures.use_precision(config)
+    figures.use_precision()
     pair = pairs.load(config, exchanged=options.exchanged)
     supervised = [job.method for job in asked if METHODS[job.method].supervised]
     given = len(np.unique(pair.labels["train"]))

@@ -74,7 +74,7 @@ def problem_of(options: argparse.Namespace) -> tuple[figures.Problem, int]:
             spec = "configs/arrays.py"
             fields = [*random_arrays(pathlib.Path(folder), options.random), *fields]
         config = figures.load_config(spec, fields)
-        figures.use_precision(config)
+        figures.use_precision()
         return figures.build(config), config.seed
 
 

@@ -3,6 +3,7 @@
     python experiments/benchmark.py steps --out=runs/benchmark/steps
     python experiments/benchmark.py steps --rows 5000 10000 --tasks 32 --out=runs/benchmark/steps
     python experiments/benchmark.py cost --out=runs/benchmark/cost
+    python experiments/benchmark.py memory --out=runs/benchmark/memory
 
 `steps`: seconds of an outer step and of a step and task, the rate of the operations that it needs
 (`hume_jax.work.step_flops`, whatever is executed) beside that of the plain products of the inner
@@ -12,11 +13,14 @@ peak memory. A row for each of the grid's sizes of subset, columns of phi2, clas
 `cost`: whether the time of a step grows as its work does: along the rows of a subset, the columns
 of phi2 and the classes, one at a time, with the least-squares line through each, and a picture.
 
-Every case runs on made data, all directions kept, by the numbers of inner and adjoint steps that
-the default preset comes down to on real features; fields behind a lone -- change that, such as
---config.preset=paper. Each case is a process of its own, held to `--threads` cores. Cases that OUT
-holds are not run anew. Times are medians of blocks; what else runs on the machine falls on step and
-product alike.
+`memory`: bytes that searches are planned to take, beside those that XLA lays their programs out
+for; nothing is run.
+
+Every case of the others runs on made data, all directions kept, by the numbers of inner and adjoint
+steps that the default preset comes down to on real features; fields behind a lone -- change that,
+such as --config.preset=paper. Each case is a process of its own, held to `--threads` cores. Cases
+that OUT holds are not run anew. Times are medians of blocks; what else runs on the machine falls on
+step and product alike.
 """
 
 import argparse
@@ -30,6 +34,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import benchmark_memory
 import figures
 import numpy as np
 
@@ -65,6 +70,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     steps.add_argument("--classes", type=int, nargs="+", default=[10])
     steps.add_argument("--tasks", type=int, nargs="+", default=[32])
     cost = commands.add_parser("cost", help="how the time of a step grows")
+    memory = commands.add_parser("memory", help="as planned with, and as compiled")
+    memory.add_argument("--cases", nargs="+", default=list(benchmark_memory.CASES), metavar="NAME")
+    memory.add_argument("--out", type=pathlib.Path, required=True, help="folder")
     for each in (steps, cost):
         each.add_argument("--phi1", type=int, default=1280, help="columns of phi1")
         each.add_argument("--block", type=int, default=3, help="outer steps of a compiled call")
@@ -140,7 +148,7 @@ def steps_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table, a row for each case."""
     head = ["rows", "columns", "classes", "tasks", "step, s", "step and task, s", "inner products"]
-    head += ["GFLOP/s", "of plain products", "GB a step", "compile, s", "peak, GiB"]
+    head += ["GFLOP/s", "of plain products", "GB a step", "compile, s", "planned, GiB", "peak, GiB"]
     rows = []
     for sizes, found in cases:
         step = float(np.median(found["step_seconds"]))
@@ -155,6 +163,7 @@ def steps_rows(
                 f"{median:.3f} ({low:.3f} to {high:.3f})",
                 f"{found['step_bytes'] / 1e9:.2f}",
                 f"{found['compile_seconds']:.1f}",
+                f"{found['planned_bytes'] / 2**30:.2f}",
                 f"{found['peak_bytes'] / 2**30:.2f}",
             ]
         )
@@ -219,11 +228,26 @@ def draw(path: pathlib.Path, curves: dict[str, tuple]) -> None:
     figures.write_png(path, figure)
 
 
+# ---- memory
+
+
+def memory(options: argparse.Namespace) -> str:
+    """Compiles the cases."""
+    unknown = [name for name in options.cases if name not in benchmark_memory.CASES]
+    if unknown:
+        raise UserError(
+            f"--cases: there is no {unknown[0]!r}, there are {', '.join(benchmark_memory.CASES)}"
+        )
+    rows = benchmark_memory.rows_of(options.cases)
+    table = figures.write_table(options.out, *rows, name="memory")
+    return f"{figures.device()}\n\n{table}"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs a command."""
     options = parse_arguments(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    print({"steps": steps, "cost": cost}[options.command](options))
+    print({"steps": steps, "cost": cost, "memory": memory}[options.command](options))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def problem_of(case: Case) -> tuple[figures.Problem, memory.Shape]:
         given = [f"--config.search.subset_size={case.rows}", "--config.search.spaces=given"]
         flags = [*write_arrays(pathlib.Path(folder), case), *given, *case.fields]
         config = figures.load_config("configs/arrays.py", flags)
-        figures.use_precision(config)
+        figures.use_precision()
         problem = figures.build(config)
     return problem, figures.shape_of(problem)
 
@@ -132,6 +132,7 @@ def measure(case: Case) -> dict[str, Any]:
             name: getattr(taken, f"{name}_size_in_bytes")
             for name in ("argument", "output", "alias", "temp")
         },
+        "planned_bytes": memory.search_bytes(shape, problem.settings, case.tasks),
         "peak_bytes": peak_bytes(),
         "objective": float(jnp.mean(info.objective[-1])),
     }

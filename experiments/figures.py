@@ -97,9 +97,9 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed={seed}: it must be from 0 to {config_checks.LAST_SEED}")
 
 
-def use_precision(config: config_dict.ConfigDict) -> None:
-    """Has products of matrices computed in `config.precision`, as `hume_jax.main` has."""
-    jax.config.update("jax_default_matmul_precision", config.precision)
+def use_precision() -> None:
+    """Has products of matrices computed as `hume_jax.main` has, but for the inner fit's own."""
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def build(config: config_dict.ConfigDict) -> Problem:
@@ -116,7 +116,9 @@ def build(config: config_dict.ConfigDict) -> Problem:
     maps = rows.maps_of(config, checked)
     n = sum(split.n for split in splits)
     plan = planning.make_plan(config, n, dataset.train.phi1.columns, maps.widths)
-    data = hold(rows.stored(config, checked, maps), parallel.make_mesh(1, 1, 1))
+    data = hold(
+        rows.stored(config, checked, maps), parallel.make_mesh(1, 1, 1), storage=plan.storage
+    )
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     return Problem(data, plan.settings, log_prior, n)
 

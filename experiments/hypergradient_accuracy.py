@@ -329,7 +329,7 @@ def main(arguments: Sequence[str]) -> None:
     stored = figures.read_json(options.out) or {**made_with, "points": {}}
     if any(stored[name] != value for name, value in made_with.items()):
         raise UserError(f"{options.out} was made with other settings: give another --out")
-    figures.use_precision(config)
+    figures.use_precision()
     problem = figures.build(config)
     stops = points(config.search.steps, config.search.anneal_steps)
     whole = _whole(config, problem)

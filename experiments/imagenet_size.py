@@ -243,10 +243,9 @@ def estimate(flags: Sequence[str], scale: int) -> dict[str, int]:
     config = figures.load_config("configs/arrays.py", flags)
     inner = (COLUMNS["phi2"] + 1,)
     plan = planning.make_plan(config, ROWS // scale, COLUMNS["phi1"], inner, "disk")
-    task = len(plan.batches[0]) * memory.task_bytes(plan.shape, plan.settings)
     return {
-        "memory": memory.data_bytes(plan.shape) + task,
-        "disk": memory.subset_bytes(plan.shape) + task,
+        rows: memory.search_bytes(plan.shape, plan.settings, len(plan.batches[0]), rows=rows)
+        for rows in ("memory", "disk")
     }
 
 

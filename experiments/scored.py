@@ -51,7 +51,7 @@ def _scores(
     given["entropy_weight"] = config.search.entropy_weight
 
     def make() -> dict[str, Any]:
-        figures.use_precision(config)
+        figures.use_precision()
         log_prior = np.log(planning.class_prior(config)).astype(np.float32)
         return scoring.score_tasks(config, (split,), labels, log_prior)
 

@@ -148,7 +148,7 @@ def read_run(folder: pathlib.Path, *, blind: bool = False) -> Run:
     if not (folder / "results.json").exists():
         raise UserError(f"{folder} has no results.json: give the workdirs of finished runs")
     config = figures.stored_config(folder)
-    figures.use_precision(config)
+    figures.use_precision()
     if config.ensemble.select != "all" or config.setting != "inductive":
         raise UserError(
             f"{folder}: a run with ensemble.select={config.ensemble.select} and the setting "

@@ -31,8 +31,8 @@ PACKAGE = Path(__file__).resolve().parent
 # One field holds either one path or several; this is its type for `ml_collections`.
 PATHS = (str, tuple)
 
-# Fields that say how fast arrays are encoded and nothing of what a run finds.
-SPEED = ("encode.batch", "encode.threads")
+# Fields that say how fast a run is and, but for rounding, nothing of what it finds.
+SPEED = ("encode.batch", "encode.threads", "mesh.task", "mesh.data")
 
 
 class _PathsParser(flags.ArgumentParser):

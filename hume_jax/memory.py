@@ -1,14 +1,29 @@
 """How much memory a search takes, known before it starts."""
 
 import pathlib
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import psutil
 
 from hume_jax.core.search import Search
+from hume_jax.core.subsets import HELD
 
 _FLOAT = 4
+# Arrays of a label for each class and row that a program has at a time, as XLA lays them out for a
+# CPU (`experiments/memory_model.py` has what it takes and what this says): of all rows while labels
+# are made; of train rows in an inner fit, more in Newton's, and in each further one; of test rows
+# meanwhile.
+_LABELLING = 4.6
+_FITTING = {"newton": 10.2, "nesterov": 4.7, "gradient": 4.7}
+_FITTING_UNROLLED = {"newton": 6.0, "nesterov": 4.7, "gradient": 4.7}
+_FURTHER, _JUDGED = 2.2, 1.0
+# What reverse mode keeps of each unrolled step: matrices W and arrays of train labels.
+_KEPT = {"newton": (2.0, 2.0), "nesterov": (2.0, 0.0), "gradient": (1.0, 0.0)}
+# Of each conjugate-gradient step in one of Newton's, which is taken again on the way back.
+_KEPT_WITHIN = (3.5, 2.75)
+# Rows that are read and normalised at a time before they are held, see `stored_rows`.
+BLOCK = 16384
 # Bytes that the tasks scored at a time may take; tasks take turns beyond it.
 SCORE_BATCH = 2**30
 # What a container may use, where there is one.
@@ -29,17 +44,61 @@ class Shape(NamedTuple):
         """Of all spaces."""
         return self.phi1 + sum(self.inner)
 
+    def part(self, devices: int) -> Self:
+        """What is on each of some devices that share the rows, whose number divides the shards."""
+        return self._replace(
+            rows=self.rows // devices, train=self.train // devices, test=self.test // devices
+        )
 
-def data_bytes(shape: Shape) -> int:
-    """Bytes that do not depend on the number of tasks: the rows and one split of them."""
-    width = shape.columns
-    # The rows as normalised, as dealt to shards and on the device, and one split.
-    return _FLOAT * width * 3 * shape.rows + split_bytes(shape)
+
+def search_bytes(
+    shape: Shape,
+    settings: Search,
+    tasks: int,
+    *,
+    seeds: int = 1,
+    rows: str = "memory",
+    stored: int = _FLOAT,
+) -> int:
+    """The most that a search takes of a device's memory.
+
+    Args:
+      shape: of what the device has of it.
+      settings: of the search.
+      tasks: of each seed, those that the device has of a batch.
+      seeds: searched at a time; each has splits of its own.
+      rows: where they are read from, `memory` or `disk`.
+      stored: bytes of each number of rows in memory, see `stored_bytes`.
+    """
+    searched = seeds * tasks * task_bytes(shape, settings)
+    if rows == "disk":
+        return subset_bytes(shape) + searched
+    searched += seeds * split_bytes(shape, settings)
+    return data_bytes(shape, stored) + max(searched, block_bytes(shape))
 
 
-def split_bytes(shape: Shape) -> int:
-    """Bytes of one split of the rows."""
-    return _FLOAT * shape.columns * (shape.train + shape.test)
+def stored_bytes(storage: str) -> int:
+    """Bytes of each number of rows in memory, by `search.storage`."""
+    return HELD[storage].itemsize
+
+
+def data_bytes(shape: Shape, stored: int = _FLOAT) -> int:
+    """Bytes of the rows that are held."""
+    return stored * shape.columns * shape.rows
+
+
+def block_bytes(shape: Shape) -> int:
+    """Bytes of rows on their way: as stored, as they are normalised, and normalised."""
+    return 3 * _FLOAT * shape.columns * min(BLOCK, shape.rows)
+
+
+def split_bytes(shape: Shape, settings: Search) -> int:
+    """Bytes of one split of the rows that are held."""
+    split = shape.columns * (shape.train + shape.test)
+    # Reverse mode through the solver's steps, and those of gradients, take transposed rows too.
+    if settings.inner.adjoint == "unrolled" or settings.inner.solver != "newton":
+        split += sum(shape.inner) * shape.train
+    return _FLOAT * split
 
 
 def subset_bytes(shape: Shape) -> int:
@@ -51,18 +110,34 @@ def subset_bytes(shape: Shape) -> int:
 
 
 def task_bytes(shape: Shape, settings: Search) -> int:
-    """Bytes that each further task of a batch takes."""
-    k = settings.n_classes
-    # theta, two Adam moments, gradient, update, and what the steps of the orthonormal map keep.
-    encoder = 26 * k * shape.phi1 + 4 * k * k
-    # Labels, logits, probabilities and their cotangents on one split.
-    labels = 8 * k * (shape.train + shape.test)
-    # Solution, extrapolation, gradient; residual, direction and product of the adjoint.
-    solver = sum(8 * k * r for r in shape.inner)
-    if settings.inner.adjoint == "unrolled":
-        # Each step's start is kept for the way back: three matrices a step.
-        solver += sum(3 * settings.inner.steps * k * r for r in shape.inner)
-    return _FLOAT * (encoder + labels + solver)
+    """Bytes that each further task of a batch takes: its state and what is computed from it."""
+    return state_bytes(shape, settings.n_classes) + working_bytes(shape, settings)
+
+
+def state_bytes(shape: Shape, n_classes: int) -> int:
+    """Bytes of a task's state: the encoder, its two moments in Adam, the inner solutions."""
+    return _FLOAT * n_classes * (3 * shape.phi1 + sum(shape.inner))
+
+
+def working_bytes(shape: Shape, settings: Search) -> int:
+    """Bytes of what a step computes for a task."""
+    k, inner = settings.n_classes, settings.inner
+    unrolled = inner.adjoint == "unrolled"
+    fitting = (_FITTING_UNROLLED if unrolled else _FITTING)[inner.solver]
+    fitting += _FURTHER * (len(shape.inner) - 1)
+    matrices = 1.0
+    if unrolled:
+        kept = [inner.steps * size for size in _KEPT[inner.solver]]
+        if inner.solver == "newton":
+            kept = [a + inner.newton_steps * b for a, b in zip(kept, _KEPT_WITHIN, strict=True)]
+        matrices, fitting = matrices + kept[0], fitting + kept[1] * len(shape.inner)
+    labels = max(
+        fitting * shape.train + _JUDGED * shape.test, _LABELLING * (shape.train + shape.test)
+    )
+    # The encoder's step comes after: updates, and what the orthonormal map makes of them.
+    encoder = 4 * shape.phi1 + 4 * k
+    step = max(labels + matrices * sum(shape.inner), encoder)
+    return int(_FLOAT * k * (step + shape.phi1))
 
 
 def result_bytes(tasks: int, rows: int, phi1: int, n_classes: int) -> int:
@@ -94,12 +169,16 @@ def score_task_bytes(rows: int, n_classes: int) -> int:
     return 5 * _FLOAT * rows * n_classes
 
 
-def available_bytes() -> int:
-    """Memory that a new computation may take: of the accelerator, or else of this machine."""
+def available_bytes(devices: int = 1) -> int:
+    """Memory that a new computation may take of a device: an accelerator's, or this machine's.
+
+    Args:
+      devices: of this process that compute at a time; CPU devices share the machine's memory.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return machine_bytes()
+    return machine_bytes() // devices
 
 
 def machine_bytes() -> int:

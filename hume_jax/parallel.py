@@ -8,7 +8,7 @@ belong to virtual shards, which the ``data`` axis divides.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,24 +17,72 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hume_jax.core.search import Data, State
+from hume_jax.errors import UserError
 
 
-def make_mesh(tasks: int, shards: int, devices: int | None = None) -> Mesh:
-    """A mesh over the devices: as many as divide the tasks on ``task``, the rest on ``data``.
+class Sizes(NamedTuple):
+    """Of the mesh's axes; 0 where they follow from what there is."""
+
+    task: int = 0
+    data: int = 0
+
+
+AUTOMATIC = Sizes()
+
+
+def mesh_sizes(tasks: int, shards: int, devices: int, asked: Sizes = AUTOMATIC) -> Sizes:
+    """How many devices share the tasks, and how many the rows.
 
     Args:
-      tasks: tasks of a batch.
-      shards: virtual shards; what the ``data`` axis must divide.
-      devices: number of devices, all by default. Those that divide neither stay idle.
+      tasks: of a batch.
+      shards: virtual shards.
+      devices: that there are.
+      asked: by the config. By default as many devices as divide the tasks are on ``task``, and of
+        the rest as many as divide the shards on ``data``.
+
+    Raises:
+      UserError: there cannot be such a mesh.
+    """
+    task = asked.task or math.gcd(tasks, max(1, devices // max(1, asked.data)))
+    data = asked.data or math.gcd(shards, max(1, devices // task))
+    if task * data > devices:
+        raise UserError(
+            f"mesh.task={asked.task} and mesh.data={asked.data} need {task * data} devices, there "
+            f"are {devices}: lower them, or set them to 0"
+        )
+    if tasks % task:
+        raise UserError(
+            f"mesh.task={task} does not divide batches of {tasks} tasks: set n_tasks, or "
+            "task_batch, to a multiple of it"
+        )
+    if shards % data:
+        raise UserError(
+            f"mesh.data={data} does not divide the {shards} virtual shards of the rows "
+            "(search.shards): set it to a power of two up to that"
+        )
+    return Sizes(task, data)
+
+
+def make_mesh(
+    tasks: int, shards: int, devices: int | None = None, asked: Sizes = AUTOMATIC
+) -> Mesh:
+    """A mesh over the devices, of `mesh_sizes`; devices that it has no place for stay idle.
+
+    Raises:
+      UserError: as `mesh_sizes`; all devices of a process would stay idle.
     """
     count = devices or jax.device_count()
-    task = math.gcd(tasks, count)
-    data = math.gcd(shards, count // task)
+    sizes = mesh_sizes(tasks, shards, count, asked)
+    used = jax.devices()[: sizes.task * sizes.data]
+    busy = {device.process_index for device in used}
+    if devices is None and len(busy) < jax.process_count():
+        raise UserError(
+            f"{jax.process_count()} processes are too many for {tasks} tasks at a time and "
+            f"{shards} virtual shards of rows, {len(busy)} of them would do all: take as many as "
+            "divide n_tasks, or a power of two up to search.shards"
+        )
     return jax.make_mesh(
-        (task, data),
-        ("task", "data"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.devices()[: task * data],
+        sizes, ("task", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=used
     )
 
 

@@ -68,7 +68,13 @@ def run(
     with processes.together():
         files = store.open_files(config.data)
     folder = Workdir(workdir, config, owner=processes.first)
-    processes.agree({"the config": config_lib.config_hash(config), "the folder": str(folder.path)})
+    processes.agree(
+        {
+            "the config": config_lib.config_hash(config),
+            "the mesh": config.mesh.to_dict(),
+            "the folder": str(folder.path),
+        }
+    )
     fingerprint = store.fingerprint(files)
     processes.agree(fingerprint)
     with processes.together():
@@ -224,7 +230,8 @@ class _Run:
 
     def search(self, plan: search_loop.Plan) -> search_loop.Outcome:
         """The task encoders of every seed."""
-        jax.config.update("jax_default_matmul_precision", self.config.precision)
+        # The inner fit's products have a field of their own.
+        jax.config.update("jax_default_matmul_precision", "highest")
         with self.processes.together():
             if self.processes.first:
                 self.prepared = rows.prepare(self.config, self.checked, self.folder)

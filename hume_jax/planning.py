@@ -1,19 +1,24 @@
 """From a config and the sizes of a dataset to what is searched, in which pieces."""
 
+import bisect
+import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
-from hume_jax import memory
+from hume_jax import memory, parallel
 from hume_jax.core.consensus import evenness_of
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
 from hume_jax.processes import Processes
+from hume_jax.progress import count
 from hume_jax.search_loop import Plan
 from hume_jax.workdir import Workdir
 
@@ -50,6 +55,19 @@ def shard_count(config: config_dict.ConfigDict, n: int) -> int:
     return 2 ** int(math.log2(max(1, most)))
 
 
+def draws(config: config_dict.ConfigDict, n: int, shards: int) -> tuple[int, int]:
+    """Rows of each shard that a split fits on, and that it is judged on.
+
+    Args:
+      config: resolved.
+      n: searched rows.
+      shards: virtual shards.
+    """
+    draw = min(config.search.subset_size, n) // shards
+    train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
+    return train, draw - train
+
+
 def make_plan(
     config: config_dict.ConfigDict,
     n: int,
@@ -70,23 +88,28 @@ def make_plan(
       UserError: more tasks at a time than fit in memory, or more rows than can be scored.
     """
     shards = shard_count(config, n)
-    draw = min(config.search.subset_size, n) // shards
-    train = min(draw - 1, max(1, round(draw * config.search.train_fraction)))
-    settings = _settings(config, train, draw - train)
-    shape = memory.Shape(
-        -(-n // shards) * shards, train * shards, (draw - train) * shards, phi1, inner
-    )
-    available = memory.available_bytes()
-    rows = rows or choose_rows(config.search.rows, shape, settings, available)
+    train, test = draws(config, n, shards)
+    settings = settings_of(config, train, test)
+    shape = memory.Shape(-(-n // shards) * shards, train * shards, test * shards, phi1, inner)
     seeds = tuple(config.seeds) or (config.seed,)
+    # All batches are of this many tasks, or of a multiple of it.
+    unit = math.gcd(config.n_tasks, min(config.task_batch or config.n_tasks, config.n_tasks))
+    asked = parallel.Sizes(config.mesh.task, config.mesh.data)
+    sizes = parallel.mesh_sizes(unit, shards, jax.device_count(), asked)
+    stored = memory.stored_bytes(config.search.storage)
+    # Of what a device has.
+    own, free = shape.part(sizes.data), _free(sizes)
+    rows = rows or choose_rows(config.search.rows, own, settings, free, stored)
     if len(seeds) > 1 and rows == "disk":
         raise UserError(
             "config field 'seeds': several seeds are searched in one program only where the rows "
             "are in memory, and these are read from disk: give one 'seed' at a time"
         )
-    size = batch_size(
-        config.n_tasks, config.task_batch, shape, settings, available, rows, len(seeds)
+    needed = functools.partial(
+        memory.search_bytes, own, settings, seeds=len(seeds), rows=rows, stored=stored
     )
+    size = batch_size(config.n_tasks, config.task_batch, sizes.task, needed, free)
+    available = memory.available_bytes()
     _check_fits(
         f"encoders, labels and agreement of {config.n_tasks} tasks need",
         memory.result_bytes(config.n_tasks, n, phi1, config.n_classes)
@@ -111,36 +134,59 @@ def make_plan(
         config.log_every,
         config.checkpoint_seconds,
         rows,
+        config.search.storage,
+        asked,
     )
 
 
-def choose_rows(asked: str, shape: memory.Shape, settings: Search, available: int) -> str:
+def _free(sizes: parallel.Sizes) -> int:
+    """Bytes of free memory of each device of a mesh."""
+    return memory.available_bytes(min(jax.local_device_count(), sizes.task * sizes.data))
+
+
+def choose_rows(
+    asked: str, shape: memory.Shape, settings: Search, available: int, stored: int
+) -> str:
     """Where the search reads its rows from, `memory` or `disk`.
 
     Args:
-      asked: `search.rows` of the config: one of them, or `auto` for memory if the copies of the
-        rows leave half of it free.
-      shape: of the search.
+      asked: `search.rows` of the config: one of them, or `auto` for memory if the rows leave half
+        of it free.
+      shape: of what a device has of the search.
       settings: of the search.
-      available: bytes of free memory, where the search runs.
+      available: bytes of free memory of a device.
+      stored: bytes of a number that is held.
     """
     if asked != "auto":
         return asked
-    copies = memory.data_bytes(shape)
-    # Beside an accelerator, the rows pass through the memory of the machine.
-    room = min(available, memory.machine_bytes())
-    one = copies + memory.task_bytes(shape, settings)
-    return "memory" if copies <= _COMFORTABLE * room and one <= _USABLE * available else "disk"
+    held = memory.data_bytes(shape, stored) <= _COMFORTABLE * available
+    one = memory.search_bytes(shape, settings, 1, stored=stored)
+    return "memory" if held and one <= _USABLE * available else "disk"
 
 
 def where(plan: Plan) -> str:
-    """A line that says where rows are read from, and why."""
-    copies = memory.data_bytes(plan.shape) / 2**30
-    free = memory.available_bytes() / 2**30
-    cost = f"as float32 copies they take about {copies:.3g} GiB, {free:.3g} GiB are free"
-    if plan.rows == "memory":
-        return f"rows are searched in memory: {cost}"
-    return f"each step reads its rows from disk: {cost}"
+    """A line that says where rows are read from, and why, and what memory the search takes."""
+    sizes = plan.mesh_sizes()
+    own, stored = plan.shape.part(sizes.data), memory.stored_bytes(plan.storage)
+    held = memory.data_bytes(own, stored)
+    needed = memory.search_bytes(
+        own,
+        plan.settings,
+        len(plan.batches[0]) // sizes.task,
+        seeds=len(plan.seeds),
+        rows=plan.rows,
+        stored=stored,
+    )
+    rows = "rows are searched in memory" if plan.rows == "memory" else "rows are read from disk"
+    take = "take" if plan.rows == "memory" else "would take"
+    each = " of each device" if sizes.task * sizes.data > 1 else ""
+    text = (
+        f"{rows}: as {plan.storage} they {take} {held / 2**30:.3g} GiB{each}, the search "
+        f"{needed / 2**30:.3g} GiB; {_free(sizes) / 2**30:.3g} GiB are free"
+    )
+    if plan.rows == "disk" and sizes.task > 1:
+        return f"{text}; mesh.data above {sizes.data} would share them among more devices"
+    return text
 
 
 def _check_fits(what: str, needed: int, available: int, advice: str) -> None:
@@ -194,7 +240,14 @@ def shared(plan: Plan, processes: Processes) -> Plan:
     return plan._replace(rows=rows, batches=tuple(map(tuple, batches)))
 
 
-def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
+def settings_of(config: config_dict.ConfigDict, train: int, test: int) -> Search:
+    """What the search is given of a config.
+
+    Args:
+      config: resolved.
+      train: rows of each shard that a split fits on.
+      test: that it is judged on.
+    """
     inner = config.inner
     return Search(
         n_classes=config.n_classes,
@@ -220,29 +273,22 @@ def _settings(config: config_dict.ConfigDict, train: int, test: int) -> Search:
             adjoint_steps=inner.adjoint_steps,
             step_size=inner.step_size,
             tolerance=inner.tolerance,
+            precision=config.precision,
         ),
     )
 
 
 def batch_size(
-    tasks: int,
-    asked: int,
-    shape: memory.Shape,
-    settings: Search,
-    available: int,
-    rows: str = "memory",
-    seeds: int = 1,
+    tasks: int, asked: int, devices: int, needed: Callable[..., int], available: int
 ) -> int:
     """Tasks of each seed searched at a time.
 
     Args:
       tasks: of the run.
       asked: `task_batch` of the config, 0 for as many as fit.
-      shape: of the search.
-      settings: of the search.
-      available: bytes of free memory.
-      rows: where they are read from, `memory` or `disk`.
-      seeds: searched at a time; each has splits of its own.
+      devices: that share a batch's tasks; they divide the tasks, and a batch that is asked for.
+      needed: bytes of a device for the tasks that it has, as `memory.search_bytes`.
+      available: bytes of its free memory.
 
     Returns:
       The size asked for, or else the largest that fits, evened out over the batches.
@@ -250,20 +296,23 @@ def batch_size(
     Raises:
       UserError: it does not fit; the estimate and the size that fits are named.
     """
-    fixed = memory.data_bytes(shape) if rows == "memory" else memory.subset_bytes(shape)
-    fixed += (seeds - 1) * memory.split_bytes(shape)
-    each = seeds * memory.task_bytes(shape, settings)
-    fitting = max(0, int((_USABLE * available - fixed) // each))
-    size = min(asked, tasks) if asked else min(tasks, max(1, fitting))
+    usable = _USABLE * available
+    fitting = devices * bisect.bisect_right(range(1, tasks // devices + 1), usable, key=needed)
+    size = min(asked, tasks) if asked else min(tasks, max(devices, fitting))
     if size > fitting:
         if fitting:
             advice = f"set task_batch={fitting}, the tasks then run in several batches"
         else:
             advice = "lower search.subset_size or n_classes, or take a machine with more memory"
-            if rows == "memory" and memory.subset_bytes(shape) + each <= _USABLE * available:
+            if needed(1, rows="disk") <= min(usable, needed(1) - 1):
                 advice = f"set search.rows=disk, {advice}"
+        each = " on each device" if devices > 1 else ""
         raise UserError(
-            f"a batch of {size} tasks needs about {(fixed + size * each) / 2**30:.3g} GiB, "
+            f"a batch of {count(size, 'task')} needs about "
+            f"{needed(-(-size // devices)) / 2**30:.3g} GiB{each}, "
             f"{available / 2**30:.3g} GiB are free: {advice}"
         )
-    return size if asked else -(-tasks // -(-tasks // size))
+    if asked:
+        return size
+    batches = -(-tasks // size)
+    return devices * -(-tasks // (devices * batches))

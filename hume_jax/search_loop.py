@@ -34,6 +34,26 @@ class Plan(NamedTuple):
     log_every: int
     checkpoint_seconds: float
     rows: str = "memory"  # where steps read their rows: 'memory' or 'disk'
+    storage: str = "float32"  # what those in memory are stored as, a key of `subsets.HELD`
+    mesh: parallel.Sizes = parallel.AUTOMATIC  # as the config asks for
+
+    def mesh_sizes(self) -> parallel.Sizes:
+        """Of the mesh that the search runs on.
+
+        Raises:
+          UserError: as `parallel.mesh_sizes`.
+        """
+        return parallel.mesh_sizes(self.unit, self.shards, jax.device_count(), self.mesh)
+
+    @property
+    def unit(self) -> int:
+        """Tasks of which every batch has a multiple: the last may be smaller."""
+        return math.gcd(*map(len, self.batches))
+
+    @property
+    def shards(self) -> int:
+        """Virtual shards of the rows."""
+        return self.shape.train // self.settings.train_rows
 
 
 class Outcome(NamedTuple):
@@ -99,15 +119,14 @@ def _check_left(plan: Plan, dropped: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _feed(plan: Plan, rows: StoredRows, log_prior: np.ndarray) -> Iterator[Feed]:
-    # The last batch may be smaller; the devices have to divide every one.
-    mesh = parallel.make_mesh(math.gcd(*map(len, plan.batches)), rows.shards)
+    mesh = parallel.make_mesh(plan.unit, rows.shards, asked=plan.mesh)
     if plan.rows == "disk":
         (seed,) = plan.seeds
         with FromDisk(rows, plan.settings, seed, plan.steps, log_prior, mesh) as feed:
             yield feed
     else:
         with rows_progress(rows.n, "rows read") as done:
-            data = hold(rows, mesh, done)
+            data = hold(rows, mesh, done, plan.storage)
         yield FromMemory(data, plan.settings, plan.seeds, log_prior, mesh)
 
 

@@ -11,14 +11,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from hume_jax import parallel
+from hume_jax import memory, parallel
 from hume_jax.core import subsets
 from hume_jax.core.search import Data, Rows
 from hume_jax.core.subsets import Changes, Gathered
 from hume_jax.representations.gather import READERS, Stack
-
-# Rows that are read, sent to a device and normalised there at a time.
-_BLOCK = 16384
 
 
 class StoredRows(NamedTuple):
@@ -51,7 +48,12 @@ class StoredRows(NamedTuple):
         return sum(stack.shape[1] for stack in self.phi1), widths
 
 
-def hold(rows: StoredRows, mesh: Mesh, done: Callable[[int], None] = lambda rows: None) -> Data:
+def hold(
+    rows: StoredRows,
+    mesh: Mesh,
+    done: Callable[[int], None] = lambda rows: None,
+    storage: str = "float32",
+) -> Data:
     """All rows as the algorithm reads them, on the devices of a mesh.
 
     Files are read in their order, a block of rows at a time, and normalised where they will lie.
@@ -61,6 +63,7 @@ def hold(rows: StoredRows, mesh: Mesh, done: Callable[[int], None] = lambda rows
       rows: where they are stored.
       mesh: with axes `task` and `data`; every `task` row of it has all of them.
       done: called with the number of rows read since the last call.
+      storage: what they are stored as, a key of `subsets.HELD`.
     """
     shape = (rows.shards, rows.depth)
     sharding = parallel.over_data(mesh)
@@ -71,7 +74,7 @@ def hold(rows: StoredRows, mesh: Mesh, done: Callable[[int], None] = lambda rows
             assert index is not None
             first, last, _ = index[0].indices(rows.shards)
             if first not in parts:
-                parts[first] = _fill(rows, range(first, last), device, readers, done)
+                parts[first] = _fill(rows, range(first, last), device, readers, done, storage)
                 placed.append(parts[first])
             else:  # Devices along the axis of tasks have the same rows.
                 placed.append(tuple(jax.device_put(part, device) for part in parts[first]))
@@ -91,15 +94,16 @@ def _fill(
     device: jax.Device,
     readers: ThreadPoolExecutor,
     done: Callable[[int], None],
+    storage: str,
 ) -> tuple[Array, ...]:
     """The rows of some shards on one device: of phi1, then of each second space."""
     columns, widths = rows.shape
-    length = min(rows.depth, max(1, _BLOCK // len(shards)))
+    length = min(rows.depth, max(1, memory.BLOCK // len(shards)))
     changes = jax.device_put(rows.changes, device)
     with jax.default_device(device):
         shapes = [(len(shards), rows.depth, width) for width in (columns, *widths)]
-        held = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
-        put = jax.jit(_put, donate_argnums=0)
+        held = tuple(jnp.zeros(shape, subsets.HELD[storage]) for shape in shapes)
+        put = jax.jit(functools.partial(_put, storage=storage), donate_argnums=0)
         for start in range(0, rows.depth, length):
             # The last block is as long as the others, so that one program does for all.
             first = min(start, rows.depth - length)
@@ -116,10 +120,10 @@ def _take(stack: Stack, numbers: np.ndarray, readers: ThreadPoolExecutor) -> np.
 
 
 def _put(
-    held: tuple[Array, ...], gathered: Gathered, changes: Changes, first: Array
+    held: tuple[Array, ...], gathered: Gathered, changes: Changes, first: Array, storage: str
 ) -> tuple[Array, ...]:
     """Writes a block of rows, (shards, length, d) as stored, where it belongs."""
     return tuple(
-        jax.lax.dynamic_update_slice(whole, part, (0, first, 0))
+        jax.lax.dynamic_update_slice(whole, subsets.held(part, storage), (0, first, 0))
         for whole, part in zip(held, subsets.changed(gathered, changes), strict=True)
     )

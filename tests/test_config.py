@@ -161,6 +161,7 @@ def test_the_papers_presets():
         "entropy_weight": 10.0,
         "spaces": "given",
         "rows": "auto",
+        "storage": "float32",
         "shards": 1,
     }
     inner = config.inner

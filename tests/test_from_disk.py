@@ -1,5 +1,6 @@
 """Whole runs that read the rows of each step from disk."""
 
+import functools
 import json
 import pathlib
 from collections import Counter
@@ -267,36 +268,44 @@ SETTINGS = Search(1000, 156, 156)
 GIB = 2**30
 
 
-def test_a_search_of_imagenets_size_from_disk_takes_little_memory(monkeypatch):
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 64 * GIB)
-    one = memory.task_bytes(SHAPE, SETTINGS)
-    assert memory.data_bytes(SHAPE) > 50 * GIB
-    assert memory.subset_bytes(SHAPE) + one < 2 * GIB
-    # A task's part does not depend on where rows are read from.
-    assert planning.batch_size(16, 0, SHAPE, SETTINGS, 8 * GIB, "disk") >= 4
+def needed(tasks: int, rows: str) -> int:
+    return memory.search_bytes(SHAPE, SETTINGS, tasks, rows=rows)
+
+
+def test_a_search_of_imagenets_size_from_disk_takes_little_memory():
+    assert memory.data_bytes(SHAPE) > 16 * GIB
+    assert needed(1, "disk") < 2 * GIB
+    disk, held = (functools.partial(needed, rows=rows) for rows in ("disk", "memory"))
+    assert planning.batch_size(16, 0, 1, disk, 8 * GIB) >= 4
     with pytest.raises(UserError, match=r"GiB are free: set search.rows=disk, lower search.subset"):
-        planning.batch_size(16, 0, SHAPE, SETTINGS, 8 * GIB, "memory")
+        planning.batch_size(16, 0, 1, held, 8 * GIB)
     with pytest.raises(UserError, match=r"GiB are free: lower search.subset_size"):
-        planning.batch_size(16, 0, SHAPE, SETTINGS, GIB, "disk")
+        planning.batch_size(16, 0, 1, disk, GIB)
 
 
 @pytest.mark.parametrize(
-    ("machine", "device", "rows"),
-    [(200, 200, "memory"), (64, 64, "disk"), (64, 200, "disk"), (200, 64, "disk")],
+    ("free", "storage", "devices", "rows"),
+    [
+        (64, "float32", 1, "memory"),
+        (24, "float32", 1, "disk"),
+        (24, "bfloat16", 1, "memory"),
+        (24, "float32", 2, "memory"),
+    ],
 )
-def test_memory_is_chosen_if_it_leaves_half(machine, device, rows, monkeypatch):
-    """Beside an accelerator, both have to hold the rows."""
-    monkeypatch.setattr(memory, "machine_bytes", lambda: machine * GIB)
-    assert planning.choose_rows("auto", SHAPE, SETTINGS, device * GIB) == rows
+def test_memory_is_chosen_if_it_leaves_half(free, storage, devices, rows):
+    stored = memory.stored_bytes(storage)
+    own = SHAPE.part(devices)
+    assert planning.choose_rows("auto", own, SETTINGS, free * GIB, stored) == rows
     for asked in ("memory", "disk"):
-        assert planning.choose_rows(asked, SHAPE, SETTINGS, device * GIB) == asked
+        assert planning.choose_rows(asked, own, SETTINGS, free * GIB, stored) == asked
 
 
 def test_the_choice_is_explained(monkeypatch):
     config = config_lib.resolve(config_lib.load("configs/testing.py"))
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100 * GIB)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 100 * GIB)
-    for n, what in ((6000, "rows are searched in memory"), (10**8, "each step reads its rows")):
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 100 * GIB)
+    for n, what in ((6000, "rows are searched in memory"), (10**8, "rows are read from disk")):
         line = planning.where(planning.make_plan(config, n, 128, (129,)))
         assert line.startswith(what)
-        assert line.endswith("100 GiB are free")
+        assert "100 GiB are free" in line
+        # Each of the two devices, which share the tasks, would have all rows.
+        assert line.endswith("would share them among more devices") == (n > 6000)

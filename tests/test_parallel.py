@@ -99,6 +99,34 @@ def test_devices_that_divide_the_tasks_then_the_shards(tasks, shards, devices, s
     assert dict(mesh.shape) == {"task": shape[0], "data": shape[1]}
 
 
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [((0, 2), (2, 2)), ((0, 4), (1, 4)), ((2, 0), (2, 2)), ((1, 1), (1, 1)), ((4, 0), (4, 1))],
+)
+def test_a_mesh_as_it_is_asked_for(asked, shape):
+    assert parallel.mesh_sizes(4, 64, 4, parallel.Sizes(*asked)) == shape
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked", "message"),
+    [
+        (4, (4, 2), r"mesh.task=4 and mesh.data=2 need 8 devices, there are 4: lower them"),
+        (4, (0, 8), r"mesh.task=0 and mesh.data=8 need 8 devices"),
+        (3, (2, 0), r"mesh.task=2 does not divide batches of 3 tasks: set n_tasks"),
+        (3, (1, 3), r"mesh.data=3 does not divide the 64 virtual shards .*power of two"),
+    ],
+)
+def test_a_mesh_that_cannot_be(tasks, asked, message):
+    with pytest.raises(UserError, match=message):
+        parallel.mesh_sizes(tasks, 64, 4, parallel.Sizes(*asked))
+
+
+def test_processes_that_would_have_nothing_to_do(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match=r"3 processes are too many for 2 tasks at a time and 4"):
+        parallel.make_mesh(2, 4)
+
+
 def test_arrays_lie_where_the_mesh_says(start):
     data, state = start
     mesh = parallel.make_mesh(1, SHARDS, 2)

@@ -459,7 +459,7 @@ def snapshot(workdir):
 def test_a_finished_run_answers_at_once(quickstart, monkeypatch):
     """Whatever memory is free, without a pass over the arrays, and it touches nothing."""
     before = snapshot(quickstart.path)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 0)
     monkeypatch.delattr(pipeline.store, "scan_files")
     assert (
         pipeline.run(config_lib.load("configs/testing.py"), quickstart.path) == quickstart.results
@@ -511,23 +511,37 @@ SHAPE = memory.Shape(rows=6000, train=4500, test=500, phi1=128, inner=(129,))
 SETTINGS = Search(10, 70, 8)
 
 
+def needed(tasks: int, rows: str = "memory") -> int:
+    """Of the search above on one device."""
+    return memory.search_bytes(SHAPE, SETTINGS, tasks, rows=rows)
+
+
 def test_as_many_tasks_as_fit():
-    each, fixed = memory.task_bytes(SHAPE, SETTINGS), memory.data_bytes(SHAPE)
-    room = (fixed + 5.5 * each) / 0.9
-    assert planning.batch_size(4, 0, SHAPE, SETTINGS, int(room)) == 4
-    # Two batches of four, not one of five and one of three.
-    assert planning.batch_size(8, 0, SHAPE, SETTINGS, int(room)) == 4
-    assert planning.batch_size(8, 2, SHAPE, SETTINGS, int(room)) == 2
-    assert planning.batch_size(3, 16, SHAPE, SETTINGS, int(room)) == 3
-    with pytest.raises(UserError, match=r"a batch of 8 tasks needs about .* set task_batch=5,"):
-        planning.batch_size(8, 8, SHAPE, SETTINGS, int(room))
+    room = int((needed(9) + needed(10)) / 2 / 0.9)
+    assert planning.batch_size(4, 0, 1, needed, room) == 4
+    # Two batches of eight, not one of nine and one of seven.
+    assert planning.batch_size(16, 0, 1, needed, room) == 8
+    assert planning.batch_size(16, 2, 1, needed, room) == 2
+    assert planning.batch_size(3, 16, 1, needed, room) == 3
+    with pytest.raises(UserError, match=r"a batch of 16 tasks needs about .* set task_batch=9,"):
+        planning.batch_size(16, 16, 1, needed, room)
+
+
+def test_devices_that_share_the_tasks_hold_more_of_them():
+    room = int((needed(9) + needed(10)) / 2 / 0.9)
+    assert planning.batch_size(100, 0, 4, needed, room) == 36
+    # As even as a multiple of the devices can be.
+    assert planning.batch_size(40, 0, 4, needed, room) == 20
+    with pytest.raises(
+        UserError, match=r"a batch of 40 tasks .*GiB on each device.* task_batch=36"
+    ):
+        planning.batch_size(40, 40, 4, needed, room)
 
 
 def test_not_even_one_task_fits():
-    room = memory.data_bytes(SHAPE)
     for asked in (0, 1):
-        with pytest.raises(UserError, match="a batch of 1 tasks .* lower search.subset_size"):
-            planning.batch_size(8, asked, SHAPE, SETTINGS, room)
+        with pytest.raises(UserError, match=r"a batch of 1 task needs .* lower search.subset_size"):
+            planning.batch_size(8, asked, 1, needed, memory.data_bytes(SHAPE))
 
 
 def test_memory_grows_with_what_a_task_keeps():
@@ -536,11 +550,14 @@ def test_memory_grows_with_what_a_task_keeps():
     more = SHAPE._replace(inner=(129, 129))
     assert memory.task_bytes(more, SETTINGS) > memory.task_bytes(SHAPE, SETTINGS)
     assert memory.data_bytes(more) > memory.data_bytes(SHAPE)
+    half = memory.stored_bytes("bfloat16")
+    assert 2 * memory.data_bytes(SHAPE, half) == memory.data_bytes(SHAPE)
+    assert 2 * memory.data_bytes(SHAPE.part(2)) == memory.data_bytes(SHAPE)
 
 
 def test_more_rows_than_can_be_scored(monkeypatch):
     config = config_lib.resolve(config_lib.load("configs/quickstart.py"))
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2**34)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 2**34)
     planning.make_plan(config, 10**6, 16, (1001,))
     config.score.rows = 10**6
     with pytest.raises(UserError, match=r"scoring on 1000000 rows needs about .* lower score.rows"):

@@ -41,6 +41,8 @@ class InnerFit(NamedTuple):
     step_size: float = 0.0  # 0: 2 / s with s the largest curvature, see `largest_curvature`
     # What either solve may leave, see `effort.adjust`; 0: as many steps as above, always.
     tolerance: float = 0.0
+    # Of the products of the fit and of its derivative: 'highest' | 'high' | 'default'.
+    precision: str = "highest"
 
     @property
     def effort(self) -> Effort:
@@ -235,8 +237,23 @@ def fit(
     watch = probe(x.dtype) if watch is None else watch
     start = jax.lax.stop_gradient(start)
     step = jax.lax.stop_gradient(jnp.asarray(step, x.dtype))
-    if settings.adjoint == "implicit":
-        return _implicit(settings.solver, y, x, penalty, start, step, effort, watch)
+    with jax.default_matmul_precision(settings.precision):
+        if settings.adjoint == "implicit":
+            return _implicit(settings, y, x, penalty, start, step, effort, watch)
+        return _explicit(settings, y, x, penalty, start, step, effort, watch)
+
+
+def _explicit(
+    settings: InnerFit,
+    y: Array,
+    x: Array,
+    penalty: Array,
+    start: Array,
+    step: Array,
+    effort: Effort,
+    watch: Watch,
+) -> tuple[Array, Residuals]:
+    """`fit` by the adjoints that differentiate what is computed, or nothing."""
     unrolled = settings.adjoint == "unrolled"
     found = solvers.minimise(
         start,
@@ -278,13 +295,13 @@ _watched.defvjp(lambda w, watch: (w, None), _watched_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _implicit(solver: str, *arguments: Any) -> tuple[Array, Residuals]:
+def _implicit(settings: InnerFit, *arguments: Any) -> tuple[Array, Residuals]:
     """`fit` by the implicit function theorem; arguments as of `_implicit_forward`."""
-    return _implicit_forward(solver, *arguments)[0]
+    return _implicit_forward(settings, *arguments)[0]
 
 
 def _implicit_forward(
-    solver: str,
+    settings: InnerFit,
     y: Array,
     x: Array,
     penalty: Array,
@@ -300,14 +317,14 @@ def _implicit_forward(
         penalty,
         step,
         steps=effort.steps,
-        solver=solver,
+        solver=settings.solver,
         newton_steps=effort.newton_steps,
     )
     residuals, p = _residuals(found, x, y, penalty)
     return (found.w, residuals), (found.w, p, y, x, penalty, effort)
 
 
-def _implicit_backward(solver: str, saved: tuple, cotangents: tuple) -> tuple:
+def _implicit_backward(settings: InnerFit, saved: tuple, cotangents: tuple) -> tuple:
     """The labels' cotangent by `jaxopt.implicit_diff.root_vjp`; rows and penalty have none."""
     w, p, y, x, penalty, effort = saved
     b, _ = cotangents
@@ -326,7 +343,9 @@ def _implicit_backward(solver: str, saved: tuple, cotangents: tuple) -> tuple:
         left.append(residual)
         return u
 
-    (y_bar,) = root_vjp(optimality, w, (y,), b, solve)
+    # Traced by itself, out of the context that `fit` gives its products.
+    with jax.default_matmul_precision(settings.precision):
+        (y_bar,) = root_vjp(optimality, w, (y,), b, solve)
     watch = Watch(jnp.linalg.norm(b), left[0])
     return y_bar, None, None, None, None, None, watch
 

@@ -113,7 +113,8 @@ def init(seed: Array | int, tasks: Array, data: Data, settings: Search) -> State
       settings: of the search.
     """
     widths = tuple(space.x.shape[-1] for space in data.spaces)
-    state = blank(seed, tasks, data.phi1.shape[-1], widths, settings, data.phi1.dtype)
+    dtype = subsets.computed(data.phi1.dtype)
+    state = blank(seed, tasks, data.phi1.shape[-1], widths, settings, dtype)
     if begins_from_rows(settings):
         settings = first_settings(settings)
         state = begin(state, seed, draw(seed, 0, 0, data, settings), settings)

@@ -193,7 +193,7 @@ def conjugate_gradient(
 ) -> tuple[Array, Left]:
     """A fixed number of conjugate-gradient steps on ``product(u) = b`` from zero.
 
-    Every device runs the same number of steps; once the residual is zero they change nothing.
+    Every device runs the same number of steps; once the residual is rounding they change nothing.
 
     Args:
       product: a symmetric, positive definite linear map.
@@ -212,16 +212,22 @@ def conjugate_gradient(
         u, r, p, rz = carry[:4]
         hp = product(p)
         curvature = jnp.sum(p * hp)
-        alpha = jnp.where(curvature > 0, rz / jnp.where(curvature > 0, curvature, 1), 0)
+        going = (rz > least) & (curvature > 0)
+        alpha = jnp.where(going, rz / jnp.where(going, curvature, 1), 0)
         before = jnp.sum(r * r)
         u, r = u + alpha * p, r - alpha * hp
         z = precondition(r)
         rz_next = jnp.sum(r * z)
-        beta = jnp.where(rz > 0, rz_next / jnp.where(rz > 0, rz, 1), 0)
+        beta = jnp.where(going, rz_next / jnp.where(going, rz, 1), 0)
         return u, r, z + beta * p, rz_next, before
 
-    z, bb = precondition(b), jnp.sum(b * b)
-    first = (jnp.zeros_like(b), b, z, jnp.sum(b * z), bb)
+    # Of unit norm, so that no square of what is small is zero; the derivative does not know it.
+    norm = jax.lax.stop_gradient(jnp.linalg.norm(b))
+    b = b / jnp.where(norm > 0, norm, 1)
+    z = precondition(b)
+    rz = jnp.sum(b * z)
+    # Below it there is rounding alone, and nothing to divide by on the way back.
+    least = jax.lax.stop_gradient(jnp.finfo(b.dtype).eps ** 2 * rz)
+    first = (jnp.zeros_like(b), b, z, rz, jnp.ones_like(norm))
     u, r, _, _, before = jax.lax.fori_loop(0, steps, body, first)
-    whole = jnp.where(bb > 0, bb, 1)
-    return u, Left(jnp.sqrt(jnp.sum(r * r) / whole), jnp.sqrt(before / whole))
+    return norm * u, Left(jnp.linalg.norm(r), jnp.sqrt(before))

@@ -16,6 +16,10 @@ from hume_jax.core import inner_fit
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import InnerSpace, Subset
 
+# What rows in memory are held as. Of bfloat16 the bits: programs for a CPU would make float32 of
+# all rows before they pick some.
+HELD = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.uint16)}
+
 
 class Rows(NamedTuple):
     """One second representation, dealt to virtual shards, in the coordinates of the inner fit."""
@@ -134,7 +138,10 @@ def take(data: Data, rows: Array, train: int, settings: InnerFit) -> Subset:
     """
 
     def part(x: Array, index: Array) -> Array:
-        return jax.vmap(lambda a, i: a[i])(x, index).reshape(-1, x.shape[-1])
+        picked = jax.vmap(lambda a, i: a[i])(x, index).reshape(-1, x.shape[-1])
+        if picked.dtype == HELD["bfloat16"]:
+            picked = jax.lax.bitcast_convert_type(picked, jnp.bfloat16)
+        return picked.astype(computed(x.dtype))
 
     fitted, judged = rows[:, :train], rows[:, train:]
     spaces = tuple(
@@ -179,6 +186,22 @@ def change(gathered: Gathered, changes: Changes, train: int, settings: InnerFit)
 
     spaces = tuple(map(inner, gathered.phi2, changes.spaces))
     return Subset(first(fitted), first(judged), spaces)
+
+
+def held(x: Array, storage: str) -> Array:
+    """Rows as they are held in memory.
+
+    Args:
+      x: float32, of any shape.
+      storage: a key of `HELD`.
+    """
+    x = x.astype(storage)
+    return x if x.dtype == HELD[storage] else jax.lax.bitcast_convert_type(x, HELD[storage])
+
+
+def computed(held: jnp.dtype) -> jnp.dtype:
+    """What rows are computed with that are held so: float32 at least."""
+    return jnp.dtype(jnp.float32) if held == HELD["bfloat16"] else jnp.dtype(held)
 
 
 def _flat(rows: Array) -> Array:
