@@ -262,6 +262,9 @@ def _presets() -> config_dict.ConfigDict:
     # Directions whose variance is below this many times lambda are left out, since the penalty
     # holds them down, but none of a hundredth of the widest; 0 = none. Not without preconditioning.
     fast.inner.variance_floor, paper.inner.variance_floor = 1.0, 0.0
+    # Rows that mean, scale and directions of phi2 are taken from: where there are more, as many,
+    # spread evenly over them.
+    fast.inner.moment_rows, paper.inner.moment_rows = 1_000_000, 1_000_000
     # Penalty lambda on the squared norm of W.
     fast.inner.penalty, paper.inner.penalty = 1e-4, 0.0
     # Derivative of the fit: 'implicit' (one linear system), 'unrolled' (through the steps),

@@ -42,6 +42,7 @@ _AT_LEAST = {
     "mesh.data": 0,
     "inner.directions": 0,
     "inner.variance_floor": 0,
+    "inner.moment_rows": 2,
     "inner.tolerance": 0,
     "inner.penalty": 0,
     "inner.steps": 1,

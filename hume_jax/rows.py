@@ -105,7 +105,10 @@ def maps_of(config: config_dict.ConfigDict, checked: Checked) -> Prepared:
     splits = store.search_splits(checked.dataset, config.setting)
     arrays = _second_spaces(splits)
     inner, n = _inner(config), sum(split.n for split in splits)
-    read = n * len(arrays) if inner["normalised"] or inner["precondition"] else 0
+    taken = min(n, config.inner.moment_rows)
+    if taken < n:
+        logging.info("mean and directions of phi2 are those of %d of its %d rows", taken, n)
+    read = taken * len(arrays) if inner["normalised"] or inner["precondition"] else 0
     with rows_progress(read, "phi2") as done:
         maps = [prepared.second_space(a, **inner, done=done) for a in arrays]
     return Prepared(checked.statistics, tuple(maps))
@@ -136,6 +139,7 @@ def _inner(config: config_dict.ConfigDict) -> dict[str, Any]:
         "directions": settings.directions,
         "floor": settings.variance_floor,
         "penalty": settings.penalty,
+        "sample": settings.moment_rows,
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hume_jax.core.inner_fit import coordinates
 from hume_jax.core.subsets import Changes, FirstChange, InnerChange
 from hume_jax.representations import scaling
-from hume_jax.representations.arrays.kept import Array
+from hume_jax.representations.arrays.kept import Array, some
 from hume_jax.representations.moments import Moments, moments
 from hume_jax.representations.scaling import Kind, Statistics
 from hume_jax.representations.store import Split
@@ -77,6 +77,7 @@ def second_space(
     directions: int,
     penalty: float,
     floor: float = 0.0,
+    sample: int | None = None,
     done: Callable[[int], None] = lambda rows: None,
 ) -> InnerMap:
     """The map of one second space; arguments as of `prepare.inner_rows`.
@@ -90,8 +91,10 @@ def second_space(
       directions: leading directions kept, 0 for all.
       penalty: lambda.
       floor: directions of a variance below this many lambda are left out.
+      sample: rows that mean, scale and directions are taken from, see `sampled`; None for all.
       done: called with the number of rows read since the last call.
     """
+    arrays = sampled(arrays, sample)
     d2 = arrays[0].shape[1]
     stats = scaling.statistics(arrays, kind="stored")
     gram = np.eye(d2 + 1)
@@ -111,6 +114,26 @@ def second_space(
         change.kept,
         d2 + 1 - len(change.penalty),
     )
+
+
+def sampled(arrays: Sequence[Array], most: int | None) -> Sequence[Array]:
+    """At most so many rows of stacked arrays, spread evenly over them; all where there are fewer.
+
+    Args:
+      arrays: (n_i, d) each.
+      most: rows, None for all.
+    """
+    n = sum(map(len, arrays))
+    if most is None or n <= most:
+        return arrays
+    numbers = np.arange(most) * n // most
+    found: list[Array] = []
+    start = 0
+    for array in arrays:
+        own = numbers[(numbers >= start) & (numbers < start + len(array))] - start
+        found.append(some(array, own))
+        start += len(array)
+    return found
 
 
 def _gram(found: Moments, stats: Statistics) -> np.ndarray:

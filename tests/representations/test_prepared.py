@@ -58,6 +58,24 @@ def test_a_second_space_as_in_memory(rng, normalised, precondition, directions):
     np.testing.assert_allclose(x, expected.x, atol=2e-5)
 
 
+def test_directions_of_a_sample_are_those_of_its_rows(rng):
+    arrays = [split.phi2.arrays[0] for split in splits(rng, 190, 20, 90)]
+    how = {"normalised": True, "precondition": True, "directions": 0, "penalty": 1e-3}
+    read = []
+    found = prepared.second_space(arrays, **how, sample=100, done=read.append)
+    assert sum(read) == 100
+    # Every third row, whatever array it is in.
+    expected = prepared.second_space([np.concatenate(arrays)[::3]], **how)
+    np.testing.assert_allclose(found.statistics.mean, expected.statistics.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.basis, expected.basis, atol=1e-5)
+    for sample in (N, None):
+        whole = prepared.second_space(arrays, **how, sample=sample, done=read.append)
+        np.testing.assert_array_equal(whole.basis, prepared.second_space(arrays, **how).basis)
+    # Some arrays may have none of its rows.
+    for given in (arrays, prepared.sampled(arrays, N - 1)):
+        assert [len(part) for part in prepared.sampled(given, 2)] == [2, 0, 0]
+
+
 def test_a_first_space_as_in_memory(rng):
     parts = splits(rng, 200, 100)
     found, warnings = prepared.first_space(parts, "rows")

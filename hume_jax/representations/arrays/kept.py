@@ -1,4 +1,4 @@
-"""An array less the rows of images that could not be read."""
+"""An array less some of its rows: those of images that could not be read, or all but a sample."""
 
 from typing import Any
 
@@ -45,3 +45,15 @@ def less(array: np.ndarray, rows: np.ndarray) -> Array:
     if not len(rows):
         return array
     return KeptRows(array, np.setdiff1d(np.arange(len(array)), rows))
+
+
+def some(array: Array, numbers: np.ndarray) -> KeptRows:
+    """Returns some rows of an array.
+
+    Args:
+      array: (n, d) floating.
+      numbers: (m,) integers, ascending.
+    """
+    if isinstance(array, KeptRows):
+        return KeptRows(array.array, array.numbers[numbers])
+    return KeptRows(array, numbers)
