@@ -86,6 +86,10 @@ class FromDisk:
         """Ends the threads, after the subset that they are at."""
         self._open.close()
 
+    def programs(self) -> list[str]:
+        """See `Feed`."""
+        return self._compiled.texts()
+
     def shapes(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
         return state_shapes(tasks, *self._rows.shape, self._settings, self._mesh)

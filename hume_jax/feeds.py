@@ -43,6 +43,9 @@ class Feed(Protocol):
     def advance(self, state: search.State, length: int) -> tuple[search.State, search.Info]:
         """Takes so many steps; returns the info of each, leaves (length, ...) on the host."""
 
+    def programs(self) -> list[str]:
+        """The texts of the programs that are compiled."""
+
 
 class Programs:
     """Compiled functions, each compiled once for each key."""
@@ -59,6 +62,10 @@ class Programs:
             self._compiled[key] = lowered.compile(compiling.options())
             self._seconds.compile += time.perf_counter() - began
         return self._compiled[key]
+
+    def texts(self) -> list[str]:
+        """The compiled programs, as text."""
+        return [program.as_text() for program in self._compiled.values()]
 
 
 class FromMemory:
@@ -119,6 +126,10 @@ class FromMemory:
         info = parallel.fetch(info)
         self.seconds.search += time.perf_counter() - began
         return state, info
+
+    def programs(self) -> list[str]:
+        """See `Feed`."""
+        return self._programs.texts()
 
     def _arguments(self, state: search.State) -> tuple:
         return state, self._seeds, self._data, self._log_prior

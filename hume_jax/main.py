@@ -40,6 +40,11 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder of the run, made if it is not there (default: runs/CONFIG-HASH).",
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile",
+    False,
+    "Trace a block of the search's steps to WORKDIR/profile, and print where its time goes.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -59,7 +64,7 @@ def main(argv: list[str]) -> None:
     from hume_jax.report import results
 
     try:
-        summary = pipeline.run(config, workdir, processes)
+        summary = pipeline.run(config, workdir, processes, _PROFILE.value)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -43,6 +43,7 @@ def run(
     config: config_dict.ConfigDict,
     workdir: str | os.PathLike[str],
     processes: Processes = ALONE,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Searches, scores and reports what a config asks for.
 
@@ -54,6 +55,7 @@ def run(
       workdir: the run's folder.
       processes: those of the run, of which each calls this. They search together; the first checks
         the data, writes the files of the folder and does all that follows the search.
+      profile: whether to say where the time of a step goes, see `profiling`.
 
     Returns:
       What is written to results.json; {} on other processes than the first.
@@ -80,6 +82,8 @@ def run(
     with processes.together():
         finished = _finished(config, folder, fingerprint) if processes.first else None
     if processes.share(finished is not None):
+        if profile:
+            logging.warning("nothing is profiled: there are no steps left")
         return finished or {}
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
     searched = store.search_spaces(files, config.search.spaces)
@@ -99,7 +103,8 @@ def run(
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
-        outcome = stages.search(planning.shared(planning.keep_batches(plan, folder), processes))
+        plan = planning.shared(planning.keep_batches(plan, folder), processes)
+        outcome = stages.search(plan, profile)
         if not processes.first:
             logging.info("the search is done: process 0 scores and writes what it found")
             return {}
@@ -228,7 +233,7 @@ class _Run:
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
 
-    def search(self, plan: search_loop.Plan) -> search_loop.Outcome:
+    def search(self, plan: search_loop.Plan, profile: bool = False) -> search_loop.Outcome:
         """The task encoders of every seed."""
         # The inner fit's products have a field of their own.
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -249,7 +254,7 @@ class _Run:
         )  # fmt: skip
         with self.processes.computing():
             prior = np.log(self.prior)
-            outcome = search_loop.run(plan, found, prior, self.folder, self.processes)
+            outcome = search_loop.run(plan, found, prior, self.folder, self.processes, profile)
         self.processes.part()
         self.seconds |= outcome.seconds
         return outcome

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from hume_jax import compiling, memory, parallel, work
+from hume_jax import compiling, memory, parallel, profiling, work
 from hume_jax.core import search
 from hume_jax.disk_feed import FromDisk
 from hume_jax.errors import Preempted, UserError
@@ -71,6 +71,7 @@ def run(
     log_prior: np.ndarray,
     workdir: Workdir,
     processes: Processes = ALONE,
+    profile: bool = False,
 ) -> Outcome:
     """Searches all tasks, from the last checkpoint on if there is one.
 
@@ -80,13 +81,14 @@ def run(
       log_prior: (K,).
       workdir: of the run.
       processes: that search together.
+      profile: whether to trace a block of steps, to a folder `profile` of the run's.
 
     Raises:
       UserError: no task is left, see `search.State.dropped`.
       Preempted: by SIGTERM; the state is saved.
     """
     with _feed(plan, rows, log_prior) as feed, Watch(processes) as watch:
-        runner = _Runner(plan, feed, workdir, watch, processes)
+        runner = _Runner(plan, feed, workdir, watch, processes, profile)
         batches = _run(plan, feed, runner)
         workdir.finish()
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
@@ -175,13 +177,21 @@ class _Runner:
     """Batches of one plan: blocks of steps, what is written of them, checkpoints."""
 
     def __init__(
-        self, plan: Plan, feed: Feed, workdir: Workdir, watch: Watch, processes: Processes
+        self,
+        plan: Plan,
+        feed: Feed,
+        workdir: Workdir,
+        watch: Watch,
+        processes: Processes,
+        profile: bool,
     ) -> None:
         self._plan, self._feed, self._workdir = plan, feed, workdir
         self._watch, self._processes = watch, processes
         self._saved = time.monotonic()
         self.saving = 0.0  # seconds that the search waited for its checkpoints
         self._dropped: set[tuple[int, int]] = set()  # that were told of
+        # Blocks to go until the one that is traced: the second, which waits for no first call.
+        self._until_profile = 1 if profile and processes.first else -1
         self._block = work.block_steps(
             plan.shape,
             plan.settings,
@@ -206,7 +216,8 @@ class _Runner:
         while step < plan.steps:
             length = self._length(step)
             before = self._feed.seconds.search
-            state, info = self._feed.advance(state, length)
+            with self._profiled(length, last=step + length == plan.steps):
+                state, info = self._feed.advance(state, length)
             seconds += self._feed.seconds.search - before
             self._report_dropped(info, batch)
             step += length
@@ -226,6 +237,28 @@ class _Runner:
                     "same command goes on from there"
                 )
         return state
+
+    @contextlib.contextmanager
+    def _profiled(self, steps: int, *, last: bool) -> Iterator[None]:
+        """A block of steps, which is traced if it is its turn, or there is no other one."""
+        due = self._until_profile == 0 or (last and self._until_profile > 0)
+        self._until_profile -= 1
+        if not due:
+            yield
+            return
+        self._until_profile = -1
+        folder = self._workdir.path / "profile"
+        before = self._feed.seconds.search
+        with profiling.traced(folder):
+            yield
+        known = profiling.operations(self._feed.programs())
+        found = profiling.seconds_of(folder, known)
+        summed = profiling.summary(found, steps, self._feed.seconds.search - before)
+        if self._workdir.owner:
+            self._workdir.write_json("profile/summary.json", summed)
+        for line in profiling.lines(summed):
+            logging.info("%s", line)
+        logging.info("the trace is in %s, for TensorBoard or Perfetto", folder)
 
     def _length(self, step: int) -> int:
         """Steps of the block that begins after a step: at most to the next that is logged."""

@@ -237,7 +237,7 @@ def fit(
     watch = probe(x.dtype) if watch is None else watch
     start = jax.lax.stop_gradient(start)
     step = jax.lax.stop_gradient(jnp.asarray(step, x.dtype))
-    with jax.default_matmul_precision(settings.precision):
+    with jax.default_matmul_precision(settings.precision), jax.named_scope("inner_fit"):
         if settings.adjoint == "implicit":
             return _implicit(settings, y, x, penalty, start, step, effort, watch)
         return _explicit(settings, y, x, penalty, start, step, effort, watch)
@@ -344,7 +344,7 @@ def _implicit_backward(settings: InnerFit, saved: tuple, cotangents: tuple) -> t
         return u
 
     # Traced by itself, out of the context that `fit` gives its products.
-    with jax.default_matmul_precision(settings.precision):
+    with jax.default_matmul_precision(settings.precision), jax.named_scope("adjoint"):
         (y_bar,) = root_vjp(optimality, w, (y,), b, solve)
     watch = Watch(jnp.linalg.norm(b), left[0])
     return y_bar, None, None, None, None, None, watch

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -71,16 +72,18 @@ def objective(
     Returns:
       The scalar objective and its `Terms`.
     """
-    y_train, y_test = task_encoder.labels_of(
-        theta, (subset.phi1_train, subset.phi1_test), temperature, labels
-    )
+    with jax.named_scope("labels"):
+        y_train, y_test = task_encoder.labels_of(
+            theta, (subset.phi1_train, subset.phi1_test), temperature, labels
+        )
     heldout, residuals, solutions = [], [], []
     for i, (space, start) in enumerate(zip(subset.spaces, starts, strict=True)):
         watch = watches[i] if watches else None
         w, left = inner_fit.fit(
             y_train, space.train, space.penalty, start, space.step, settings, effort, watch
         )
-        heldout.append(inner_fit.cross_entropy(w, space.test, y_test))
+        with jax.named_scope("held_out"):
+            heldout.append(inner_fit.cross_entropy(w, space.test, y_test))
         residuals.append(left)
         solutions.append(w)
     n = y_train.shape[1] + y_test.shape[1]

@@ -284,8 +284,9 @@ def draw(
     seed: Array | int, step: Array | int, index: Array | int, data: Data, settings: Search
 ) -> Subset:
     """A random split: from every virtual shard the same number of train and of test rows."""
-    rows = split_rows(seed, step, index, data.counts, data.phi1.shape[1], settings)
-    return subsets.take(data, rows, settings.train_rows, settings.inner)
+    with jax.named_scope("split"):
+        rows = split_rows(seed, step, index, data.counts, data.phi1.shape[1], settings)
+        return subsets.take(data, rows, settings.train_rows, settings.inner)
 
 
 def step(
@@ -313,7 +314,8 @@ def step(
         learned, _ = one_subset(learned, jnp.zeros((), jnp.int32))
     else:
         learned, _ = jax.lax.scan(one_subset, learned, jnp.arange(settings.subsets_per_step))
-    return update(state, learned, settings)
+    with jax.named_scope("update"):
+        return update(state, learned, settings)
 
 
 def nothing(state: State) -> Learned:
