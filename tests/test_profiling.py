@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PROGRAM = """
 ENTRY %main (p: f32[2]) -> f32[2] {
   %dot.1 = f32[2] dot(%a, %b), metadata={op_name="f/while/body/vmap(jvp(inner_fit))/dot_general"}
-  %fusion.2 = f32[2] fusion(%a), kind=kLoop, metadata={op_name="f/vmap(transpose(jvp(inner_fit)))/mul"}
+  %fusion.2 = f32[2] fusion(%a), kind=kLoop, metadata={op_name="f/vmap(transpose(inner_fit))/mul"}
   %while.3 = (f32[2]{0}) while(%t), condition=%c, body=%d, metadata={op_name="jit(f)/split/while"}
   ROOT %all-reduce.4 = f32[2]{0} all-reduce(%x), metadata={op_name="jit(f)/adjoint/labels/psum"}
   %custom.5 = (f32[8]{0}, s8[4]{0}) custom-call(%a), custom_call_target="__cublas$gemm"
