@@ -24,17 +24,16 @@ step and product alike.
 """
 
 import argparse
-import hashlib
 import itertools
-import json
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import benchmark_authors
 import benchmark_memory
+import benchmark_runs
+import benchmark_scaling
 import figures
 import numpy as np
 
@@ -73,7 +72,34 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     memory = commands.add_parser("memory", help="as planned with, and as compiled")
     memory.add_argument("--cases", nargs="+", default=list(benchmark_memory.CASES), metavar="NAME")
     memory.add_argument("--out", type=pathlib.Path, required=True, help="folder")
-    for each in (steps, cost):
+    authors = commands.add_parser("authors", help="an outer step beside the authors' HUME")
+    benchmark_authors.add_options(authors, "hume")
+    authors.add_argument("--iterations", type=int, default=2, help="outer steps of their code")
+    authors.add_argument("--paper-tasks", type=int, default=8, help="in a batch, paper preset")
+    authors.add_argument("--paper-steps", type=int, default=3, help="that are timed of it")
+    authors.add_argument("--fast-tasks", type=int, default=32, help="in a batch, fast preset")
+    quality = commands.add_parser("quality", help="labels beside the authors' HUME, one judge")
+    benchmark_authors.add_options(quality, "hume")
+    quality.add_argument("--rows", type=int, default=benchmark_authors.REDUCED_ROWS)
+    quality.add_argument("--seeds", type=int, default=3)
+    quality.add_argument("--tasks", type=int, default=16, help="that vote")
+    turtle = commands.add_parser("turtle", help="time to the ACC of the authors' TURTLE")
+    benchmark_authors.add_options(turtle, "turtle")
+    turtle.add_argument("--iterations", type=int, default=6000, help="of their code")
+    turtle.add_argument("--tasks", type=int, nargs="+", default=[1, 5], help="of ours")
+    turtle.add_argument("--seed", type=int, default=0)
+    for each, threads in ((authors, 1), (quality, 1), (turtle, 0)):
+        default = "configs/quickstart.py" if each is quality else figures.IMAGENETTE
+        figures.add_config(each, default)
+        each.add_argument("--threads", type=int, default=threads, help="cores, 0: all")
+    scaling = commands.add_parser("scaling", help="over processes of a core each, and devices")
+    scaling.add_argument("--processes", type=int, nargs="+", default=[2])
+    scaling.add_argument("--devices", type=int, nargs="+", default=[2, 4], help="of one process")
+    scaling.add_argument("--rows", type=int, default=5000, help="of a subset")
+    scaling.add_argument("--columns", type=int, default=1280, help="of phi2")
+    scaling.add_argument("--classes", type=int, default=10)
+    scaling.add_argument("--tasks", type=int, default=16)
+    for each in (steps, cost, scaling):
         each.add_argument("--phi1", type=int, default=1280, help="columns of phi1")
         each.add_argument("--block", type=int, default=3, help="outer steps of a compiled call")
         each.add_argument("--repeats", type=int, default=7, help="timed blocks of each case")
@@ -85,33 +111,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run_case(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """What `benchmark_case.measure` returns, from OUT or else from a process of its own."""
-    key = json.dumps([case, options.threads], sort_keys=True)
-    path = options.out / "cases" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    kept = figures.read_json(path)
-    if kept:
-        return kept["found"]
-    print(f"timing {case}", file=sys.stderr)
-    done = subprocess.run(
-        [*_held_to(options.threads), sys.executable, str(CASE), json.dumps(case)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"{CASE.name} ended with {done.returncode} for {case}, it says why above")
-    found = json.loads(done.stdout.splitlines()[-1])
-    figures.write_json(path, {"case": case, "threads": options.threads, "found": found})
-    return found
-
-
-def _held_to(threads: int) -> list[str]:
-    """The start of a command line that runs on so many of this process's cores."""
-    if not threads:
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    if threads > len(cores):
-        raise UserError(f"--threads={threads}: there are {len(cores)} cores")
-    return ["taskset", "--cpu-list", ",".join(map(str, cores[:threads]))]
+    return benchmark_runs.run(CASE, case, options.out, options.threads)
 
 
 def case_of(sizes: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
@@ -228,6 +228,18 @@ def draw(path: pathlib.Path, curves: dict[str, tuple]) -> None:
     figures.write_png(path, figure)
 
 
+# ---- scaling
+
+
+def scaling(options: argparse.Namespace) -> str:
+    """Times processes and devices together."""
+    names = ("rows", "columns", "classes", "tasks")
+    sizes = dict(zip(MIDDLE, (getattr(options, name) for name in names), strict=True))
+    head, rows = benchmark_scaling.run(case_of(sizes, options), options)
+    table = figures.write_table(options.out, head, rows, name="scaling")
+    return f"{figures.device()}; times faster than one, medians (extremes)\n\n{table}"
+
+
 # ---- memory
 
 
@@ -243,11 +255,25 @@ def memory(options: argparse.Namespace) -> str:
     return f"{figures.device()}\n\n{table}"
 
 
+# ---- beside the authors' code
+
+
+def beside(options: argparse.Namespace) -> str:
+    """Times our search and theirs, one after the other, on as many cores."""
+    command = getattr(benchmark_authors, options.command)
+    head, rows = command(options)
+    table = figures.write_table(options.out, head, rows, name=options.command)
+    threads = options.threads or figures.cores()
+    return f"{threads} CPU core{'s' if threads > 1 else ''}\n\n{table}"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs a command."""
     options = parse_arguments(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    print({"steps": steps, "cost": cost, "memory": memory}[options.command](options))
+    commands = {"steps": steps, "cost": cost, "memory": memory, "scaling": scaling}
+    commands |= dict.fromkeys(("authors", "quality", "turtle"), beside)
+    print(commands[options.command](options))
 
 
 if __name__ == "__main__":

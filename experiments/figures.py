@@ -116,9 +116,7 @@ def build(config: config_dict.ConfigDict) -> Problem:
     maps = rows.maps_of(config, checked)
     n = sum(split.n for split in splits)
     plan = planning.make_plan(config, n, dataset.train.phi1.columns, maps.widths)
-    data = hold(
-        rows.stored(config, checked, maps), parallel.make_mesh(1, 1, 1), storage=plan.storage
-    )
+    data = hold(rows.stored(config, checked, maps), parallel.own_mesh(), storage=plan.storage)
     log_prior = np.log(planning.class_prior(config)).astype(np.float32)
     return Problem(data, plan.settings, log_prior, n)
 
@@ -141,9 +139,14 @@ def device() -> str:
     found = jax.devices()[0]
     if found.platform != "cpu":
         return found.device_kind
-    # A process may be held to fewer cores than there are, where the system has such a thing.
+    return f"{cores()} CPU core{'s' if cores() > 1 else ''}"
+
+
+def cores() -> int:
+    """That this process may use."""
+    # It may be held to fewer than there are, where the system has such a thing.
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return f"{len(allowed(0))} CPU cores"
+    return len(allowed(0))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

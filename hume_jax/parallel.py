@@ -86,6 +86,12 @@ def make_mesh(
     )
 
 
+def own_mesh() -> Mesh:
+    """A mesh of one device of this process."""
+    device = np.asarray(jax.local_devices()[:1]).reshape(1, 1)
+    return Mesh(device, ("task", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def place_data(data: Data, mesh: Mesh) -> Data:
     """Spreads the virtual shards over ``data``; every ``task`` row of the mesh has all of them."""
     spaces = tuple(

@@ -1,0 +1,57 @@
+"""Workers of `benchmark.py`: processes of their own, held to some cores, not run twice."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import figures
+
+from hume_jax.errors import UserError
+
+
+def run(
+    worker: pathlib.Path,
+    job: dict[str, Any],
+    out: pathlib.Path,
+    threads: int,
+    python: str = sys.executable,
+) -> dict[str, Any]:
+    """What a worker prints as its last line, a JSON object; from OUT if it ran before.
+
+    Args:
+      worker: a script that takes a job as JSON.
+      job: what it is to do.
+      out: folder that keeps what it found, in `cases`.
+      threads: cores that it may use, 0 for all.
+      python: that runs it.
+
+    Raises:
+      UserError: it ended with an error, which it has printed; there are fewer cores.
+    """
+    key = json.dumps([worker.name, job, threads], sort_keys=True)
+    path = out / "cases" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    kept = figures.read_json(path)
+    if kept:
+        return kept["found"]
+    print(f"timing {job}", file=sys.stderr)
+    command = [*held_to(threads), python, str(worker), json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{worker.name} ended with {done.returncode} for {job}, it says why above")
+    found = json.loads(done.stdout.splitlines()[-1])
+    figures.write_json(path, {"job": job, "threads": threads, "found": found})
+    return found
+
+
+def held_to(threads: int, first: int = 0) -> list[str]:
+    """The start of a command line that runs on so many of this process's cores, from one on."""
+    if not threads:
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if first + threads > len(cores):
+        raise UserError(f"--threads={threads}: there are {len(cores)} cores")
+    return ["taskset", "--cpu-list", ",".join(map(str, cores[first : first + threads]))]
