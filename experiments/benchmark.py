@@ -1,9 +1,17 @@
-"""How fast the search is, beside the plain matrix products that it is made of.
+r"""How fast the search is, beside the plain matrix products that it is made of.
 
     python experiments/benchmark.py steps --out=runs/benchmark/steps
     python experiments/benchmark.py steps --rows 5000 10000 --tasks 32 --out=runs/benchmark/steps
     python experiments/benchmark.py cost --out=runs/benchmark/cost
     python experiments/benchmark.py memory --out=runs/benchmark/memory
+    python experiments/benchmark.py sparsemax --out=runs/benchmark/sparsemax
+    python experiments/benchmark.py scaling --out=runs/benchmark/scaling
+    python experiments/benchmark.py authors --hume=CHECKOUT \
+        --torch-python=PATH --out=runs/benchmark/authors
+    python experiments/benchmark.py quality --hume=CHECKOUT \
+        --torch-python=PATH --out=runs/benchmark/quality
+    python experiments/benchmark.py turtle --turtle=CHECKOUT \
+        --torch-python=PATH --out=runs/benchmark/turtle
 
 `steps`: seconds of an outer step and of a step and task, the rate of the operations that it needs
 (`hume_jax.work.step_flops`, whatever is executed) beside that of the plain products of the inner
@@ -16,11 +24,27 @@ of phi2 and the classes, one at a time, with the least-squares line through each
 `memory`: bytes that searches are planned to take, beside those that XLA lays their programs out
 for; nothing is run.
 
-Every case of the others runs on made data, all directions kept, by the numbers of inner and adjoint
-steps that the default preset comes down to on real features; fields behind a lone -- change that,
-such as --config.preset=paper. Each case is a process of its own, held to `--threads` cores. Cases
-that OUT holds are not run anew. Times are medians of blocks; what else runs on the machine falls on
-step and product alike.
+`sparsemax`: labels of made logits, by Newton's method as here and by a sort, in turns.
+
+`scaling`: times faster than one device, of processes held to a core each, and of devices of one
+process (virtual ones of a CPU), with the tasks shared, with the rows shared, and with as many tasks
+each as one had. All of it takes turns in one run, and with plain products in all processes at once,
+which exchange nothing: what the machine itself gives.
+
+`authors`: seconds of an outer step for a task, from the authors' released HUME (one task, 20
+subsets of 300 inner steps) over our paper preset, alone and in a batch, to the fast preset; on a
+config's arrays, one core. `quality`: a problem so small that the released code can finish, its
+labels and ours by one outside judge, the cross-validated log loss of scikit-learn's logistic
+regression on phi2; entropy, ACC. `turtle`: seconds until the test ACC is within 0.005 of that which
+the authors' TURTLE ends at; a picture. CHECKOUT is a clone of github.com/mlbio-epfl/hume or
+/turtle, PATH a Python with PyTorch, NumPy, SciPy, scikit-learn and tqdm. Arrays are written once,
+phi1 centred and of unit norm, phi2 centred and scaled, and both sides read those files.
+
+`steps`, `cost` and `scaling` run on made data, all directions kept, by the numbers of inner and
+adjoint steps that the default preset comes down to on real features; fields behind a lone -- change
+that, such as --config.preset=paper. Each case is a process of its own, held to `--threads` cores.
+Cases that OUT holds are not run anew. Times are medians of blocks; what else runs on the machine
+falls on step and product alike.
 """
 
 import argparse
@@ -34,6 +58,7 @@ import benchmark_authors
 import benchmark_memory
 import benchmark_runs
 import benchmark_scaling
+import benchmark_sparsemax
 import figures
 import numpy as np
 
@@ -92,6 +117,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default = "configs/quickstart.py" if each is quality else figures.IMAGENETTE
         figures.add_config(each, default)
         each.add_argument("--threads", type=int, default=threads, help="cores, 0: all")
+    sparsemax = commands.add_parser("sparsemax", help="beside a sort")
+    sparsemax.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
+    sparsemax.add_argument("--rows", type=int, default=20000)
+    sparsemax.add_argument("--repeats", type=int, default=7)
+    sparsemax.add_argument("--out", type=pathlib.Path, required=True, help="folder")
     scaling = commands.add_parser("scaling", help="over processes of a core each, and devices")
     scaling.add_argument("--processes", type=int, nargs="+", default=[2])
     scaling.add_argument("--devices", type=int, nargs="+", default=[2, 4], help="of one process")
@@ -267,11 +297,19 @@ def beside(options: argparse.Namespace) -> str:
     return f"{threads} CPU core{'s' if threads > 1 else ''}\n\n{table}"
 
 
+def sparsemax(options: argparse.Namespace) -> str:
+    """Times both ways."""
+    head, rows = benchmark_sparsemax.run(options.classes, options.rows, options.repeats)
+    table = figures.write_table(options.out, head, rows, name="sparsemax")
+    return f"{figures.device()}, medians of {options.repeats}\n\n{table}"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs a command."""
     options = parse_arguments(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     commands = {"steps": steps, "cost": cost, "memory": memory, "scaling": scaling}
+    commands |= {"sparsemax": sparsemax}
     commands |= dict.fromkeys(("authors", "quality", "turtle"), beside)
     print(commands[options.command](options))
 

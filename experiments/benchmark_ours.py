@@ -27,6 +27,9 @@ from hume_jax.evaluation import metrics
 from hume_jax.representations import store
 from hume_jax.representations.prepared import first_space
 
+# Blocks from one timing of plain products to the next.
+_PRODUCTS_EVERY = 10
+
 
 def fields_of(job: dict[str, Any]) -> list[str]:
     """Flags of `configs/arrays.py`."""
@@ -91,9 +94,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     state = jax.block_until_ready(start(arguments[0], numbers, problem.data))
     marks, rates, accuracies = [time.perf_counter() - began], [], []
-    for _ in range(job["steps"] // job["block"]):
+    for i in range(job["steps"] // job["block"]):
         if job["products"]:
-            rates.append(products.flops / benchmark_case.seconds_of(products.run))
+            # As long as a step: now and then, the last rate stands for those between.
+            new = i % _PRODUCTS_EVERY == 0
+            rate = products.flops / benchmark_case.seconds_of(products.run) if new else rates[-1]
+            rates.append(rate)
         began = time.perf_counter()
         state, _info = jax.block_until_ready(block(state, *arguments))
         marks.append(marks[-1] + time.perf_counter() - began)

@@ -177,8 +177,9 @@ def where(plan: Plan) -> str:
         rows=plan.rows,
         stored=stored,
     )
-    rows = "rows are searched in memory" if plan.rows == "memory" else "rows are read from disk"
-    take = "take" if plan.rows == "memory" else "would take"
+    held_here = plan.rows == "memory"
+    rows = "rows are searched in memory" if held_here else "each step reads its rows from disk"
+    take = "take" if held_here else "would take"
     each = " of each device" if sizes.task * sizes.data > 1 else ""
     text = (
         f"{rows}: as {plan.storage} they {take} {held / 2**30:.3g} GiB{each}, the search "

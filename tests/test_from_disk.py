@@ -303,7 +303,7 @@ def test_memory_is_chosen_if_it_leaves_half(free, storage, devices, rows):
 def test_the_choice_is_explained(monkeypatch):
     config = config_lib.resolve(config_lib.load("configs/testing.py"))
     monkeypatch.setattr(memory, "available_bytes", lambda *_: 100 * GIB)
-    for n, what in ((6000, "rows are searched in memory"), (10**8, "rows are read from disk")):
+    for n, what in ((6000, "rows are searched in memory"), (10**8, "each step reads its rows")):
         line = planning.where(planning.make_plan(config, n, 128, (129,)))
         assert line.startswith(what)
         assert "100 GiB are free" in line

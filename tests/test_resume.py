@@ -28,13 +28,16 @@ SHORT = ("--config.baselines=false", "--config.plots=false", "--config.score.row
 class Process:
     """The command in a workdir, its log in a file beside it."""
 
-    def __init__(self, workdir: pathlib.Path, arguments: tuple[str, ...], cache: bool) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, arguments: tuple[str, ...], cache: bool, devices: int
+    ) -> None:
         self.workdir = workdir
         self._log = workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}.log")
         environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
         if cache:
             # As `quickly_compiled` compiles, for the same devices.
-            environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            environment |= {"JAX_NUM_CPU_DEVICES": str(devices)}
         else:
             environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         with self._log.open("w") as log:
@@ -72,8 +75,8 @@ def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Process]]:
     """Starts the command; what still runs when the test ends is killed."""
     processes: list[Process] = []
 
-    def run(name: str, *arguments: str, cache: bool = True) -> Process:
-        processes.append(Process(tmp_path / name, (*COMMAND, *arguments), cache))
+    def run(name: str, *arguments: str, cache: bool = True, devices: int = 2) -> Process:
+        processes.append(Process(tmp_path / name, (*COMMAND, *arguments), cache, devices))
         return processes[-1]
 
     yield run
@@ -134,6 +137,25 @@ def test_killed_and_started_again(start, tmp_path):
     log = start("killed", *SHORT).end()
     assert int(re.search(r"going on from step (\d+) of 24", log)[1]) >= reached
     assert_same(run.workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_going_on_with_other_numbers_of_devices(start, tmp_path):
+    """Four that share tasks and rows, one, two: killed between, and the labels of one."""
+    start("whole", *SHORT, devices=1).end()
+    mesh = ("--config.mesh.task=2", "--config.mesh.data=2")
+    for devices, how, least in ((4, mesh, 4), (1, (), 12)):
+        run = start("moved", *SHORT, *how, devices=devices)
+        run.wait_for(lambda run=run, least=least: max(checkpoints(run.workdir), default=0) >= least)
+        run.kill()
+        assert checkpoints(run.workdir)[-1] < STEPS
+    log = start("moved", *SHORT, devices=2).end()
+    assert int(re.search(r"going on from step (\d+) of 24", log)[1]) >= 12
+    found, expected = (
+        (tmp_path / name / "labels.csv").read_text().splitlines() for name in ("moved", "whole")
+    )
+    same = [a.split(",")[:3] == b.split(",")[:3] for a, b in zip(found, expected, strict=True)]
+    assert np.mean(same) >= 0.995
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ networks were trained with ImageNet's labels, these ten classes among them: real
 the method on, not a claim that nothing supervised went in.
 
 Variants: `inductive` (default), `transductive`; `phi1=lite0|lite2`, the other one is phi2 (which
-matters with `search.spaces=given` alone); `preset=fast|paper`; `inner=fixed|default`, fixed numbers
-of inner steps in all directions of phi2, by which docs/RESULTS.md was measured, or the defaults;
-`source=DIR`, the folder of the arrays.
+matters with `search.spaces=given` alone); `preset=fast|paper`; `inner=default|fixed`, the default
+inner solves, or fixed numbers of steps in all directions of phi2, by which docs/RESULTS.md was
+measured; `source=DIR`, the folder of the arrays.
 """
 
 from ml_collections import config_dict
@@ -18,7 +18,7 @@ from ml_collections import config_dict
 from hume_jax.config import apply_variant, common
 
 SPACES = ("lite0", "lite2")
-INNER = ("fixed", "default")
+INNER = ("default", "fixed")
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     source = variant.get("source", "../shared/data/imagenette")
     first = variant.get("phi1", SPACES[0])
     names = SPACES if first != SPACES[1] else SPACES[::-1]
-    if variant.get("inner", INNER[0]) == INNER[0]:
+    if variant.get("inner") == "fixed":
         _fix_inner(config)
     for split in ("train", "test"):
         fields = config.data[split]

@@ -347,11 +347,11 @@ def test_labels_are_kept_and_come_back(
 
 
 CONFIGS = {
-    "imagenette": "imagenette.py",
-    "imagenette_exchanged": "imagenette.py:phi1=lite2",
+    "imagenette": "imagenette.py:inner=fixed",
+    "imagenette_exchanged": "imagenette.py:phi1=lite2,inner=fixed",
     "clinc150": "clinc150.py",
     "clinc150_exchanged": "clinc150.py",
-    "clinc150_domains": "clinc150.py:labels=domains",
+    "clinc150_domains": "clinc150.py:labels=domains,inner=fixed",
 }
 
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 
-import batch_cost
 import figures
 import hypergradient_accuracy
 import jax
@@ -41,7 +40,8 @@ def test_clinc150_has_intents_and_domains():
     assert domains.data.test.labels.endswith("clinc150/domains_test.npy")
     # The domains are searched by the settings of everyone, the intents by their own.
     usual = figures.load_config("experiments/datasets/imagenette.py")
-    assert domains.search == usual.search
+    assert (domains.search, domains.inner) == (usual.search, usual.inner)
+    assert domains.inner != figures.load_config(f"{spec}:labels=domains,inner=fixed").inner
     assert intents.search.steps > usual.search.steps
     # In MiniLM-L6, wherever it stands.
     assert intents.search.spaces == "first"
@@ -402,37 +402,3 @@ def test_hypergradient_accuracy_needs_a_penalty(arrays, tmp_path):
         hypergradient_accuracy.main(
             ["--config=configs/arrays.py", f"--out={tmp_path / 'out.json'}", "--", *fields]
         )
-
-
-# ---- batch_cost
-
-
-@pytest.mark.slow
-def test_batch_cost(tmp_path, capsys):
-    out = tmp_path / "out.json"
-    batch_cost.main(
-        ["--random=200,6,3", "--sizes", "2", "--block=1", "--repeats=2", f"--out={out}"]
-        + ["--", "--config.search.subset_size=100", "--config.search.spaces=given"]
-    )
-    found = json.loads(out.read_text())
-    assert (found["rows"], found["columns"], found["n_classes"]) == (200, [6, 7], 3)
-    assert np.shape(found["step_seconds"]) == (1, 2)
-    assert np.min(found["step_seconds"]) > 0
-    # Nothing to compare with.
-    assert rows_of(capsys.readouterr().out.split("\n\n")[1])[0][4] == "-"
-
-
-def test_batch_cost_as_a_share_of_single_runs():
-    found = {"rows": 9, "columns": [3, 4], "n_classes": 2, "subset": 6, "device": "a machine"}
-    found |= {"block": 5, "sizes": [1, 4], "compile_seconds": [1.0, 2.0]}
-    found["step_seconds"] = [[0.2, 0.1, 9.0], [0.2, 0.2, 0.3]]
-    rows = rows_of(batch_cost.report(found).split("\n\n")[1])
-    assert rows == [
-        ["1", "0.2000", "0.1000", "0.2000", "100%", "1.0"],
-        ["4", "0.2000", "0.2000", "0.0500", "25%", "2.0"],
-    ]
-
-
-def test_batch_cost_needs_three_numbers(tmp_path):
-    with pytest.raises(UserError, match="three numbers"):
-        batch_cost.main(["--random=200,6", f"--out={tmp_path / 'out.json'}"])
