@@ -93,7 +93,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     benchmark_case.seconds_of(products.run)
     began = time.perf_counter()
     state = jax.block_until_ready(start(arguments[0], numbers, problem.data))
-    marks, rates, accuracies = [time.perf_counter() - began], [], []
+    marks, accuracies = [time.perf_counter() - began], []
+    rates: list[float] = []
     for i in range(job["steps"] // job["block"]):
         if job["products"]:
             # As long as a step: now and then, the last rate stands for those between.

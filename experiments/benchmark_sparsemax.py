@@ -40,7 +40,7 @@ def run(classes: Sequence[int], rows: int, repeats: int) -> Table:
             functions = [by_sort, lambda z: sparsemax(z, axis=0)]
             programs = [_compiled(function, z) for function in functions]
             out = [np.asarray(program(z)) for program in programs]
-            np.testing.assert_allclose(*out, atol=1e-5)
+            np.testing.assert_allclose(out[0], out[1], atol=1e-5)
             seconds = np.asarray([[_seconds(p, z) for p in programs] for _ in range(repeats)])
             above = np.mean(np.sum(out[1] > 0, axis=0))
             sort, ours = np.median(seconds, axis=0)
