@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from hume_jax import disk_feed, feeds, parallel, stored_rows
+from hume_jax import disk_feed, feeds, memory, parallel
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.disk_feed import FromDisk
@@ -208,7 +208,7 @@ def test_two_devices_find_what_one_finds(rows, feed, tasks):
 )
 def test_rows_that_are_held_are_those_dealt(data, rows, monkeypatch, devices, tasks, block):
     """Whatever blocks they are read in, and on whichever devices they lie."""
-    monkeypatch.setattr(stored_rows, "_BLOCK", block)
+    monkeypatch.setattr(memory, "BLOCK", block)
     seen: list[int] = []
     mesh = mesh_of(devices, tasks)
     held = hold(rows, mesh, seen.append)

@@ -371,8 +371,9 @@ def test_help(command):
 READ = """
 import sys, types
 pipeline = types.ModuleType("hume_jax.pipeline")
-def run(config, workdir, processes):
+def run(config, workdir, processes, profile):
     assert processes == (0, 1)
+    assert not profile
     data, search = config.data.train, config.search
     print([data.phi1, data.phi2, config.class_prior, search.anneal_steps, config.n_tasks])
     print([config.setting, config.preset, config.plots])

@@ -98,7 +98,7 @@ def test_no_nan_of_any_penalty_temperature_and_scale(adjoint):
             )
 
 
-@pytest.mark.parametrize("solver", ["gradient", "nesterov"])
+@pytest.mark.parametrize("solver", ["gradient", pytest.param("nesterov", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_no_nan_of_rows_as_they_are_stored(scale, solver):
     """As the paper's preset takes them, by steps that the curvature sets."""
@@ -140,6 +140,7 @@ def test_rows_held_as_bfloat16_are_those_of_float32_rounded():
     np.testing.assert_array_equal(splits[1].phi1_train, phi1)
 
 
+@pytest.mark.slow
 def test_a_hypergradient_of_rows_held_as_bfloat16():
     inner = InnerFit(steps=4, newton_steps=20, adjoint_steps=30)
     settings = search.Search(K, 30, 6, clip=1e9, temperature=0.2, inner=inner)

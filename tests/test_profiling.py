@@ -59,6 +59,7 @@ def test_seconds_of_the_newest_trace(tmp_path):
     assert rows[profiling.PARTS.index("inner_fit")].split()[-1] == "88.9%"
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_time_goes(tmp_path, caplog):
     config = config_lib.load("configs/testing.py")
     config.baselines = config.plots = False

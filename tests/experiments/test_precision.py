@@ -25,7 +25,12 @@ def product(a, b, asked):
 
 @pytest.mark.parametrize(
     ("device", "asked", "bits"),
-    [("tpu", "default", 8), ("tpu", "high", 16), ("gpu", "default", 11), ("gpu", "high", 11)],
+    [
+        pytest.param("tpu", "default", 8, marks=pytest.mark.slow),
+        ("tpu", "high", 16),
+        pytest.param("gpu", "default", 11, marks=pytest.mark.slow),
+        pytest.param("gpu", "high", 11, marks=pytest.mark.slow),
+    ],
 )
 def test_products_are_rounded_as_the_device_would(rng, device, asked, bits):
     a, b = (rng.normal(size=(40, 60)).astype(np.float32) for _ in range(2))
