@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,11 +78,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     baselines.check(options.starts, options.seed, options.set)
-    if not shutil.which(options.torch_python):
-        raise UserError(
-            f"--torch-python={options.torch_python}: no such program; give the path of a Python "
-            "that has PyTorch"
-        )
+    figures.check_torch(options.torch_python)
     options.exchanged, options.at_a_time = False, None
     return options
 
@@ -97,9 +92,8 @@ def jobs(options: argparse.Namespace) -> list[tuple[baselines.Job, pathlib.Path]
     found = []
     for name, methods in CHECKOUTS.items():
         checkout = getattr(options, name)
-        if checkout and not checkout.is_dir():
-            raise UserError(f"--{name}={checkout}: no such folder; clone the repository first")
         if checkout:
+            figures.check_checkout(name, checkout)
             spaces = options.spaces if name == "turtle" else "phi1"
             asked = [method for method in methods if method in options.methods]
             found += [(baselines.Job(method, spaces), checkout) for method in asked]

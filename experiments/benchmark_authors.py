@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,14 +37,8 @@ def add_options(parser: argparse.ArgumentParser, checkout: str) -> None:
 
 def check(options: argparse.Namespace, checkout: str) -> None:
     """Raises a `UserError` if a program or folder is not there."""
-    if not shutil.which(options.torch_python):
-        raise UserError(
-            f"--torch-python={options.torch_python}: no such program; give the path of a Python "
-            "that has PyTorch"
-        )
-    folder = getattr(options, checkout)
-    if not folder.is_dir():
-        raise UserError(f"--{checkout}={folder}: no such folder; clone the repository first")
+    figures.check_torch(options.torch_python)
+    figures.check_checkout(checkout, getattr(options, checkout))
 
 
 def write_arrays(config: Any, folder: pathlib.Path, rows: int = 0) -> int:

@@ -37,6 +37,12 @@ class Case(NamedTuple):
     repeats: int = 7
 
 
+def case_of(given: dict[str, Any]) -> Case:
+    """A case from what JSON holds of it."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Case(**fields)
+
+
 class Products(NamedTuple):
     """The two products that an inner gradient takes, of all tasks, one after the other."""
 
@@ -148,9 +154,7 @@ def peak_bytes() -> int:
 
 def main(text: str) -> None:
     """Measures the case of a JSON text."""
-    given = json.loads(text)
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    print(json.dumps(measure(Case(**fields))))
+    print(json.dumps(measure(case_of(json.loads(text)))))
 
 
 if __name__ == "__main__":

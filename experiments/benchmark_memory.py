@@ -63,10 +63,10 @@ class Settings(NamedTuple):
     @property
     def predicted(self) -> int:
         """Bytes that the search is planned to take while its steps run."""
-        held = memory.data_bytes(self.shape, memory.stored_bytes(self.storage))
-        each = memory.split_bytes(self.shape, self.search)
-        each += self.tasks * memory.task_bytes(self.shape, self.search)
-        return held + self.seeds * each
+        stored = memory.stored_bytes(self.storage)
+        return memory.steps_bytes(
+            self.shape, self.search, self.tasks, seeds=self.seeds, stored=stored
+        )
 
 
 def settings_of(case: Case) -> Settings:

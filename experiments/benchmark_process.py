@@ -67,7 +67,7 @@ def together() -> None:
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Takes turns."""
-    case = benchmark_case.Case(**{k: _tuple(v) for k, v in job["case"].items()})
+    case = benchmark_case.case_of(job["case"])
     problem, shape = benchmark_case.problem_of(case)
     tasks, count = case.tasks, jax.device_count()
     shards = problem.data.phi1.shape[0]
@@ -103,10 +103,6 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "processes": jax.process_count(),
         "device": figures.device(),
     }
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def main(text: str) -> None:

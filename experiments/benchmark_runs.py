@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import figures
@@ -32,19 +33,44 @@ def run(
     Raises:
       UserError: it ended with an error, which it has printed; there are fewer cores.
     """
-    key = json.dumps([worker.name, job, threads], sort_keys=True)
+
+    def find() -> dict[str, Any]:
+        print(f"timing {job}", file=sys.stderr)
+        command = [*held_to(threads), python, str(worker), json.dumps(job)]
+        return answer(command, worker.name, f" for {job}")
+
+    return kept(out, [worker.name, job, threads], find)
+
+
+def kept(
+    out: pathlib.Path, made_with: list[Any], find: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What was found before by the same means, or is found now and then kept in `cases` of OUT."""
+    key = json.dumps(made_with, sort_keys=True)
     path = out / "cases" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    kept = figures.read_json(path)
-    if kept:
-        return kept["found"]
-    print(f"timing {job}", file=sys.stderr)
-    command = [*held_to(threads), python, str(worker), json.dumps(job)]
+    before = figures.read_json(path)
+    if before:
+        return before["found"]
+    found = find()
+    figures.write_json(path, {"made_with": made_with, "found": found})
+    return found
+
+
+def answer(command: list[str], name: str, what: str = "") -> dict[str, Any]:
+    """The JSON object that a command prints as its last line.
+
+    Args:
+      command: to run.
+      name: of it, for the message.
+      what: it was to do, for the message.
+
+    Raises:
+      UserError: it ended with an error, which it has printed.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{worker.name} ended with {done.returncode} for {job}, it says why above")
-    found = json.loads(done.stdout.splitlines()[-1])
-    figures.write_json(path, {"job": job, "threads": threads, "found": found})
-    return found
+        raise UserError(f"{name} ended with {done.returncode}{what}, it says why above")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def held_to(threads: int, first: int = 0) -> list[str]:

@@ -1,7 +1,6 @@
 """What `benchmark.py scaling` runs: processes of one core each, and devices of one process."""
 
 import argparse
-import hashlib
 import json
 import os
 import pathlib
@@ -11,7 +10,6 @@ import sys
 from typing import Any
 
 import benchmark_runs
-import figures
 import numpy as np
 
 from hume_jax.errors import UserError
@@ -31,15 +29,12 @@ def _kept(
     case: dict[str, Any], processes: int, devices: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What so many processes of so many devices each find, from OUT or run now."""
-    key = json.dumps([case, processes, devices], sort_keys=True)
-    path = options.out / "cases" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    kept = figures.read_json(path)
-    if kept:
-        return kept["found"]
-    print(f"timing {processes} processes of {devices} devices", file=sys.stderr)
-    found = _launched(case, processes, devices)
-    figures.write_json(path, {"case": case, "found": found})
-    return found
+
+    def find() -> dict[str, Any]:
+        print(f"timing {processes} processes of {devices} devices", file=sys.stderr)
+        return _launched(case, processes, devices)
+
+    return benchmark_runs.kept(options.out, [case, processes, devices], find)
 
 
 def _launched(case: dict[str, Any], processes: int, devices: int) -> dict[str, Any]:

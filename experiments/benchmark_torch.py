@@ -11,7 +11,6 @@ Prints, as the last line, seconds of every outer step, accuracies with their tim
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -19,10 +18,10 @@ import re
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Iterator
 from typing import Any
 
+import authors_torch
 import numpy as np
 import paper_parity
 import torch
@@ -56,19 +55,6 @@ LAST: list[Bar] = []
 PHIS = ("phi1", "phi2")
 
 
-def module(repository: pathlib.Path, name: str) -> types.ModuleType:
-    """A script of the checkout, with our bar."""
-    spec = importlib.util.spec_from_file_location(name, repository / f"{name}.py")
-    if spec is None or spec.loader is None or not (repository / f"{name}.py").is_file():
-        raise SystemExit(f"error: {repository / name}.py is not there")
-    # Their files import each other as scripts of one folder.
-    sys.path.insert(0, str(repository))
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    found.tqdm = Bar  # type: ignore[attr-defined]
-    return found
-
-
 def hume(job: dict[str, Any], arrays: pathlib.Path, out: pathlib.Path) -> np.ndarray:
     """hume.py; labels of the train rows."""
     script, _, _ = paper_parity.load_reference(pathlib.Path(job["repository"]))
@@ -91,7 +77,8 @@ def turtle(job: dict[str, Any], arrays: pathlib.Path, out: pathlib.Path) -> np.n
     """run_turtle.py; what it was begun with gives no labels back, its accuracies are noted."""
     # The two names stand for any two spaces: the script takes none but those that it knows.
     phis = ["clipvitL14", "dinov2"]
-    script = module(pathlib.Path(job["repository"]), "run_turtle")
+    script = authors_torch.module(pathlib.Path(job["repository"]), "run_turtle.py")
+    script.tqdm = Bar  # type: ignore[attr-defined]
     script.datasets_to_c["ours"] = job["classes"]
     (out / "labels").mkdir()
     np.save(out / "labels" / "ours_val.npy", np.load(arrays / "labels_test.npy").astype(np.int64))

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,6 +96,20 @@ def check_seed(seed: int) -> None:
     """Raises a `UserError` if a seed is out of the range that a config's must be in."""
     if not 0 <= seed <= config_checks.LAST_SEED:
         raise UserError(f"--seed={seed}: it must be from 0 to {config_checks.LAST_SEED}")
+
+
+def check_torch(python: str) -> None:
+    """Raises a `UserError` if there is no such program, of `--torch-python`."""
+    if not shutil.which(python):
+        raise UserError(
+            f"--torch-python={python}: no such program; give the path of a Python that has PyTorch"
+        )
+
+
+def check_checkout(name: str, folder: pathlib.Path) -> None:
+    """Raises a `UserError` if there is no such folder, of the flag `--NAME`."""
+    if not folder.is_dir():
+        raise UserError(f"--{name}={folder}: no such folder; clone the repository first")
 
 
 def use_precision() -> None:

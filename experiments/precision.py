@@ -14,20 +14,18 @@ holds are not run anew. Fields behind a lone -- hold for all rows.
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import benchmark_runs
 import coarse_products
 import figures
 import hypergradient_accuracy
 import numpy as np
 
 from hume_jax import pipeline
-from hume_jax.errors import UserError
 
 # Name, precision, device whose products they are, storage.
 CASES: dict[str, tuple[str, str, str]] = {
@@ -87,22 +85,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def run_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """A row, from OUT or else from a process of its own."""
-    path = options.out / "rows" / f"{name}.json"
-    kept = figures.read_json(path)
-    made_with = {"fields": fields_of(name, options), "seeds": options.seeds}
-    made_with |= {"config": options.config, "device": options.device}
-    if kept and kept["made_with"] == made_with:
-        return kept["found"]
     command = [sys.executable, __file__, f"--config={options.config}", f"--out={options.out}"]
     command += [f"--device={options.device}", f"--case={name}", "--seeds"]
     command += [*map(str, options.seeds), "--", *options.fields]
-    print(name, file=sys.stderr)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ)
-    if done.returncode:
-        raise UserError(f"{name} ended with {done.returncode}, it says why above")
-    found = json.loads(done.stdout.splitlines()[-1])
-    figures.write_json(path, {"made_with": made_with, "found": found})
-    return found
+
+    def find() -> dict[str, Any]:
+        print(name, file=sys.stderr)
+        return benchmark_runs.answer(command, name)
+
+    made_with = [options.config, fields_of(name, options), options.seeds, options.device, name]
+    return benchmark_runs.kept(options.out, made_with, find)
 
 
 def rows_of(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

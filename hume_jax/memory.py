@@ -70,11 +70,27 @@ def search_bytes(
       rows: where they are read from, `memory` or `disk`.
       stored: bytes of each number of rows in memory, see `stored_bytes`.
     """
+    running = steps_bytes(shape, settings, tasks, seeds=seeds, rows=rows, stored=stored)
+    if rows == "disk":
+        return running
+    # While they are brought there.
+    return max(running, data_bytes(shape, stored) + block_bytes(shape))
+
+
+def steps_bytes(
+    shape: Shape,
+    settings: Search,
+    tasks: int,
+    *,
+    seeds: int = 1,
+    rows: str = "memory",
+    stored: int = _FLOAT,
+) -> int:
+    """What a search takes while its steps run; arguments as of `search_bytes`."""
     searched = seeds * tasks * task_bytes(shape, settings)
     if rows == "disk":
         return subset_bytes(shape) + searched
-    searched += seeds * split_bytes(shape, settings)
-    return data_bytes(shape, stored) + max(searched, block_bytes(shape))
+    return data_bytes(shape, stored) + seeds * split_bytes(shape, settings) + searched
 
 
 def stored_bytes(storage: str) -> int:

@@ -240,35 +240,21 @@ def fit(
     with jax.default_matmul_precision(settings.precision), jax.named_scope("inner_fit"):
         if settings.adjoint == "implicit":
             return _implicit(settings, y, x, penalty, start, step, effort, watch)
-        return _explicit(settings, y, x, penalty, start, step, effort, watch)
-
-
-def _explicit(
-    settings: InnerFit,
-    y: Array,
-    x: Array,
-    penalty: Array,
-    start: Array,
-    step: Array,
-    effort: Effort,
-    watch: Watch,
-) -> tuple[Array, Residuals]:
-    """`fit` by the adjoints that differentiate what is computed, or nothing."""
-    unrolled = settings.adjoint == "unrolled"
-    found = solvers.minimise(
-        start,
-        x,
-        y,
-        penalty,
-        step,
-        steps=settings.steps if unrolled else effort.steps,
-        solver=settings.solver,
-        newton_steps=settings.newton_steps if unrolled else effort.newton_steps,
-        differentiable=unrolled,
-    )
-    residuals, _ = jax.lax.stop_gradient(_residuals(found, x, y, penalty))
-    w = found.w if unrolled else jax.lax.stop_gradient(found.w)
-    return _watched(w, watch), residuals
+        unrolled = settings.adjoint == "unrolled"
+        found = solvers.minimise(
+            start,
+            x,
+            y,
+            penalty,
+            step,
+            steps=settings.steps if unrolled else effort.steps,
+            solver=settings.solver,
+            newton_steps=settings.newton_steps if unrolled else effort.newton_steps,
+            differentiable=unrolled,
+        )
+        residuals, _ = jax.lax.stop_gradient(_residuals(found, x, y, penalty))
+        w = found.w if unrolled else jax.lax.stop_gradient(found.w)
+        return _watched(w, watch), residuals
 
 
 def _residuals(

@@ -54,7 +54,7 @@ def test_a_table_of_rows_that_are_not_run_anew(tmp_path, monkeypatch, capsys):
         asked.append(command)
         return subprocess.CompletedProcess(command, 0, stdout=f"a line\n{json.dumps(found)}\n")
 
-    monkeypatch.setattr(precision.subprocess, "run", run)
+    monkeypatch.setattr(precision.benchmark_runs.subprocess, "run", run)
     command = [f"--out={tmp_path}", "--seeds", "3", "--", "--config.n_tasks=2"]
     precision.main(command)
     precision.main(command)
@@ -65,7 +65,9 @@ def test_a_table_of_rows_that_are_not_run_anew(tmp_path, monkeypatch, capsys):
     assert "0.50000" in table
     assert "0.7500 ± 0.0100" in table
     monkeypatch.setattr(
-        precision.subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, 1, stdout="")
+        precision.benchmark_runs.subprocess,
+        "run",
+        lambda c, **_: subprocess.CompletedProcess(c, 1, stdout=""),
     )
     with pytest.raises(UserError, match="highest ended with 1"):
         precision.main([f"--out={tmp_path}", "--seeds", "4"])
