@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
+from hume_jax import stores
 from hume_jax.errors import UserError
 from hume_jax.progress import count
 from hume_jax.representations import store
@@ -47,6 +48,7 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
             continue
         for spec in filter(None, specs):
             presets.parse(spec)
+        stores.check_local(values["encode"]["folder"], "encode.folder")
         if not any(values["images"][split] for split in ("train", "test")):
             raise UserError(
                 f"config field 'encode.{name}' names an encoder, but 'images.train' no images: "
@@ -54,6 +56,7 @@ def fill(config: config_dict.ConfigDict) -> tuple[config_dict.ConfigDict, list[A
             )
         for split in ("train", "test"):
             if values["images"][split]:
+                stores.check_local(values["images"][split], f"images.{split}")
                 arrays += _fill_field(values, split, name, specs)
     _check_places(arrays)
     return config_dict.ConfigDict(values).lock(), arrays
@@ -88,6 +91,8 @@ def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str,
             )
         if not path:
             place = str(folder_of(values, split) / f"{presets.slug(presets.parse(spec))}.npy")
+        elif spec and stores.is_store(path):
+            stores.check_local(path, field)
         elif spec and not path.endswith(".npy"):
             raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
         else:

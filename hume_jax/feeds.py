@@ -99,8 +99,8 @@ class FromMemory:
     def shapes(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
         widths = tuple(space.x.shape[-1] for space in self._data.spaces)
-        every = tuple(tasks) * len(self._seeds)
-        return state_shapes(every, self._data.phi1.shape[-1], widths, self._settings, self._mesh)
+        dim, count = self._data.phi1.shape[-1], len(self._seeds)
+        return state_shapes(tasks, dim, widths, self._settings, self._mesh, count)
 
     def start(self, tasks: Sequence[int]) -> search.State:
         """See `Feed`."""
@@ -144,7 +144,12 @@ class FromMemory:
 
 
 def state_shapes(
-    tasks: Sequence[int], dim: int, widths: tuple[int, ...], settings: search.Search, mesh: Mesh
+    tasks: Sequence[int],
+    dim: int,
+    widths: tuple[int, ...],
+    settings: search.Search,
+    mesh: Mesh,
+    count: int = 1,
 ) -> search.State:
     """What a state is like, see `Feed.shapes`.
 
@@ -154,12 +159,13 @@ def state_shapes(
       widths: coordinates of the inner fit in each second space.
       settings: of the search.
       mesh: of the devices.
+      count: of seeds.
     """
 
-    def blank(tasks: jax.Array) -> search.State:
-        return search.blank(0, tasks, dim, widths, settings)
+    def blank(every: jax.Array, tasks: jax.Array) -> search.State:
+        return seeds.blank(every, tasks, dim, widths, settings)
 
-    shapes = jax.eval_shape(blank, jnp.asarray(tasks, jnp.int32))
+    shapes = jax.eval_shape(blank, jnp.zeros(count, jnp.uint32), jnp.asarray(tasks, jnp.int32))
     return jax.tree.map(placed_shape, shapes, parallel.by_task(shapes, mesh))
 
 

@@ -9,7 +9,7 @@ r"""Finds the classes of a dataset from two representations of it, as a config f
 
 Arrays that are missing are encoded from the images first (`hume_jax.encode` does that alone).
 Started again with the same command, a run goes on from where it stopped. Several hosts run the same
-command, on a file system that all of them see:
+command, with a workdir that all of them see (--workdir=gs://BUCKET/FOLDER is one):
 
     python -m hume_jax.main --config=... --workdir=... --distributed=auto
     python -m hume_jax.main --config=... --workdir=... --distributed=10.0.0.1:1234 --processes=2 \
@@ -29,7 +29,7 @@ from hume_jax import config as config_lib
 from hume_jax.errors import Preempted, UserError
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
-from hume_jax.workdir import Workdir
+from hume_jax.workdir import Workdir, placed
 
 if TYPE_CHECKING:
     from hume_jax.processes import Processes
@@ -38,7 +38,8 @@ flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run, made if it is not there (default: runs/CONFIG-HASH).",
+    "Folder of the run, made if it is not there (default: runs/CONFIG-HASH); gs://BUCKET/FOLDER is "
+    "one in an object store.",
 )
 _PROFILE = flags.DEFINE_bool(
     "profile",
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
     kept = "results, labels and plots" if config.plots else "results and labels"
     with command_line.printing():
         print(results.seeds_table(summary) if config.seeds else results.table(summary))
-        print(f"\n{kept}: {Path(workdir).expanduser().resolve()}")
+        print(f"\n{kept}: {placed(workdir)}")
 
 
 def _encoded(

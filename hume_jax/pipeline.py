@@ -52,7 +52,7 @@ def run(
 
     Args:
       config: as a config file and flags left it; it is resolved here.
-      workdir: the run's folder.
+      workdir: the run's folder, on disk or in an object store, gs://BUCKET/FOLDER.
       processes: those of the run, of which each calls this. They search together; the first checks
         the data, writes the files of the folder and does all that follows the search.
       profile: whether to say where the time of a step goes, see `profiling`.
@@ -69,12 +69,13 @@ def run(
     config = config_lib.resolve(config)
     with processes.together():
         files = store.open_files(config.data)
-    folder = Workdir(workdir, config, owner=processes.first)
+    with processes.together():
+        folder = Workdir(workdir, config, owner=processes.first)
     processes.agree(
         {
             "the config": config_lib.config_hash(config),
             "the mesh": config.mesh.to_dict(),
-            "the folder": str(folder.path),
+            "the folder": str(folder.place),
         }
     )
     fingerprint = store.fingerprint(files)
@@ -94,7 +95,7 @@ def run(
     plan = planning.shared(plan, processes)
     with processes.together():
         checked = rows.check(config, files, plan.rows, folder, first=processes.first)
-    processes.check_shared(folder.path)
+    processes.check_shared(folder.place)
     with _entered(folder, processes):
         with processes.together():
             if processes.first:
@@ -139,7 +140,7 @@ def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
         own = config_dict.ConfigDict(config)
         with own.unlocked():
             own.seed, own.seeds = seed, ()
-        part = Workdir(folder.path / f"seed_{seed}", own)
+        part = Workdir(folder.place / f"seed_{seed}", own)
         done = part.path / "results.json"
         if done.exists():
             summaries.append(json.loads(done.read_text(encoding="utf-8")))
@@ -173,7 +174,7 @@ def _finished(
         return None
     with folder:
         folder.check_data(fingerprint)
-        logging.info("this run is finished; delete %s to score it again", done)
+        logging.info("this run is finished; delete %s to score it again", folder.place / done.name)
         return json.loads(done.read_text(encoding="utf-8"))
 
 

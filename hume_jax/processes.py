@@ -16,6 +16,8 @@ from absl import logging
 from hume_jax.errors import LostProcess, UserError
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from hume_jax.pulse import Pulse
 
 # Seconds that the processes of a run wait for each other to start.
@@ -106,7 +108,7 @@ class Processes(NamedTuple):
                 _pulse.pop().stop()
             jax.distributed.shutdown()
 
-    def check_shared(self, folder: pathlib.Path) -> None:
+    def check_shared(self, folder: "pathlib.Path | epath.Path") -> None:
         """Checks that all processes see the same folder; all ask at the same time.
 
         Raises:
@@ -122,7 +124,8 @@ class Processes(NamedTuple):
         name = self.share(token.name)
         with self.together():
             # Listed, since a file that was looked for in vain may stay so for a while on NFS.
-            if name not in os.listdir(folder if folder.is_dir() else folder.parent):
+            shown = folder if folder.is_dir() else folder.parent
+            if name not in [path.name for path in shown.iterdir()]:
                 raise UserError(
                     f"process {self.number} does not see what process 0 writes to {folder}: all "
                     "hosts have to share its file system, set --workdir to such a folder"

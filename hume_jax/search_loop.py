@@ -257,7 +257,8 @@ class _Runner:
         self._workdir.write_json("profile/summary.json", summed)
         for line in profiling.lines(summed):
             logging.info("%s", line)
-        logging.info("the trace is in %s, for TensorBoard or Perfetto", folder)
+        shown = self._workdir.place / "profile"
+        logging.info("the trace is in %s, for TensorBoard or Perfetto", shown)
 
     def _length(self, step: int) -> int:
         """Steps of the block that begins after a step: at most to the next that is logged."""

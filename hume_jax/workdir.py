@@ -1,7 +1,7 @@
 """The folder that a run owns: one process at a time, one config, files whole or not at all.
 
 Stopped at any moment and started again with the same config, a run finds here the last state it
-saved and goes on from it.
+saved and goes on from it. A folder in an object store has a local mirror, see `mirror`.
 """
 
 import errno
@@ -15,15 +15,20 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from hume_jax import config as config_lib
+from hume_jax import stores
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write, existing_folder
+from hume_jax.mirror import Mirror
+
+if TYPE_CHECKING:
+    from etils import epath
 
 # What a run writes. Where one of them stands without a config.json beside it, it is someone else's.
 _OWN_FILES = (
@@ -54,7 +59,8 @@ class Workdir:
     """A run's folder, locked while the `with` block lasts.
 
     The lock is the kernel's and goes with the process, however it ends. It holds between the
-    processes of one machine, and between machines where the file system passes locks on.
+    processes of one machine, and between machines where the file system passes locks on. Object
+    stores have no locks.
     """
 
     def __init__(
@@ -66,14 +72,24 @@ class Workdir:
     ) -> None:
         """Prepares the folder object; nothing is touched before the `with` block.
 
+        The files of a folder in an object store are read.
+
         Args:
-          path: the folder, made if it is not there.
+          path: the folder, made if it is not there; gs://BUCKET/... for one in an object store.
           config: the resolved config of the run.
           owner: whether this is the process that locks the folder and writes to it. Others write
             their parts of checkpoints alone.
+
+        Raises:
+          UserError: the object store cannot be reached.
         """
         self.owner = owner
-        self.path = Path(path).expanduser().resolve()
+        # For messages and checkpoints; files are read and written at `path`.
+        self.place = placed(path)
+        self._mirror = None if isinstance(self.place, Path) else Mirror(self.place)
+        self.path = self.place if self._mirror is None else self._mirror.path
+        if self._mirror is not None and owner:
+            self._mirror.pull()
         self._config = config
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
@@ -106,7 +122,7 @@ class Workdir:
         except BaseException:
             self._lock.close()
             raise
-        absl_logging.info("workdir: %s", self.path)
+        absl_logging.info("workdir: %s", self.place)
         return self
 
     def check(self) -> None:
@@ -122,6 +138,8 @@ class Workdir:
             raise self._no_folder("is a file" if there == self.path else "lies under a file")
         if not os.access(there, os.W_OK | os.X_OK):
             raise self._unwritable(errno.EACCES)
+        if self._mirror is not None:
+            self._mirror.check_writable()
         self._check_foreign()
         coming = [s for s in ("train", "test") if not self._config.data[s].labels]
         self._check_config(*(f"data.{split}.labels" for split in coming))
@@ -137,6 +155,7 @@ class Workdir:
             self._metrics.close()
             self._metrics = None
         self.finish()
+        self.publish()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -157,7 +176,7 @@ class Workdir:
         changes = config_lib.difference(json.loads(path.read_text(encoding="utf-8")), fingerprint)
         if changes:
             raise UserError(
-                f"workdir {self.path} was begun with other data ({'; '.join(changes)}): "
+                f"workdir {self.place} was begun with other data ({'; '.join(changes)}): "
                 "set --workdir to another folder, or put the arrays back"
             )
 
@@ -192,7 +211,8 @@ class Workdir:
                 if i == len(lines) - 1:
                     break
                 raise UserError(
-                    f"{path}, line {i + 1} is not JSON: delete {self.path} to start anew"
+                    f"{self.place / path.name}, line {i + 1} is not JSON: delete {self.place} to "
+                    "start anew"
                 ) from error
         return records
 
@@ -206,6 +226,17 @@ class Workdir:
             self._metrics = None
         if (self.path / "metrics.jsonl").exists():
             self.write_text("metrics.jsonl", "".join(map(_json_line, kept)))
+
+    def publish(self) -> None:
+        """Sends files that are new or have changed to the object store, if the folder is in one.
+
+        What this class writes is sent as it is written, metrics.jsonl with each checkpoint.
+
+        Raises:
+          UserError: it cannot be reached; where the files are kept is said.
+        """
+        if self._mirror is not None and self.owner:
+            self._mirror.push()
 
     def save(self, name: str, step: int, tree: Any) -> None:
         """Saves a pytree of arrays as checkpoint `name` at `step`, while the caller goes on.
@@ -222,6 +253,7 @@ class Workdir:
         # What the state has been logged up to must not be lost where the state is not.
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
+        self.publish()
         # A copy: the arrays may be given to the next step while they are being written.
         if not self._manager(name).save(step, args=ocp.args.StandardSave(_copied(tree))):
             raise ValueError(f"{name} has a checkpoint at step {step} or after it")
@@ -251,7 +283,7 @@ class Workdir:
         """
         import orbax.checkpoint as ocp
 
-        if not (self.path / "checkpoints" / name).is_dir():
+        if not self._checkpoints(name).is_dir():
             return None
         manager = self._manager(name)
         manager.wait_until_finished()
@@ -271,8 +303,8 @@ class Workdir:
             return step, tree
         if steps:
             raise UserError(
-                f"no checkpoint in {self.path / 'checkpoints' / name} can be read: "
-                f"delete {self.path} to start anew"
+                f"no checkpoint in {self._checkpoints(name)} can be read: "
+                f"delete {self.place} to start anew"
             )
         return None
 
@@ -280,6 +312,7 @@ class Workdir:
         """Writes a text file of the folder, whole or not at all."""
         with atomic_write(self.path / name) as file:
             file.write(text.encode())
+        self.publish()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the folder; NumPy values become numbers and lists."""
@@ -290,13 +323,14 @@ class Workdir:
         with atomic_write(self.path / name) as file:
             named: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
             np.savez(file, **named)
+        self.publish()
 
     def _no_folder(self, what: str) -> UserError:
-        return UserError(f"workdir {self.path} {what}: set --workdir to a folder")
+        return UserError(f"workdir {self.place} {what}: set --workdir to a folder")
 
     def _unwritable(self, number: int | None) -> UserError:
         why = os.strerror(number or errno.EIO)
-        return UserError(f"workdir {self.path} cannot be written: {why}; set --workdir=DIR")
+        return UserError(f"workdir {self.place} cannot be written: {why}; set --workdir=DIR")
 
     def _check_foreign(self) -> None:
         if (self.path / "config.json").exists():
@@ -304,7 +338,7 @@ class Workdir:
         foreign = [name for name in _OWN_FILES if (self.path / name).exists()]
         if foreign:
             raise UserError(
-                f"workdir {self.path} holds {', '.join(foreign)} but no config.json, so it is not "
+                f"workdir {self.place} holds {', '.join(foreign)} but no config.json, so it is not "
                 "a run's: set --workdir to another folder"
             )
 
@@ -315,11 +349,11 @@ class Workdir:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise UserError(
-                f"workdir {self.path} is in use by process {owner}: wait for it, or set --workdir"
+                f"workdir {self.place} is in use by process {owner}: wait for it, or set --workdir"
             ) from error
         except OSError as error:
             raise UserError(
-                f"workdir {self.path} cannot be locked: {error.strerror}; "
+                f"workdir {self.place} cannot be locked: {error.strerror}; "
                 "its file system takes no locks, set --workdir to one that does"
             ) from error
         lock.truncate(0)
@@ -334,12 +368,14 @@ class Workdir:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path} is not JSON: set --workdir to another folder") from error
+            raise UserError(
+                f"{self.place / path.name} is not JSON: set --workdir to another folder"
+            ) from error
         changes = config_lib.difference(old, self._config)
         changes = [change for change in changes if change.partition(":")[0] not in but]
         if changes:
             raise UserError(
-                f"workdir {self.path} belongs to another config ({'; '.join(changes)}): "
+                f"workdir {self.place} belongs to another config ({'; '.join(changes)}): "
                 "set --workdir to another folder, or the fields as they were"
             )
 
@@ -350,7 +386,7 @@ class Workdir:
             _quieten_orbax()
             self._clear(name)
             self._managers[name] = ocp.CheckpointManager(
-                self.path / "checkpoints" / name,
+                self._checkpoints(name),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(_CHECKPOINTS_KEPT),
                     todelete_subdir=_OUTDATED,
@@ -362,9 +398,28 @@ class Workdir:
 
     def _clear(self, name: str) -> None:
         """Deletes outdated checkpoints, of this process or of one that was killed doing so."""
-        if not self.owner:
-            return
-        shutil.rmtree(self.path / "checkpoints" / name / _OUTDATED, ignore_errors=True)
+        # In an object store Orbax marks what is complete, and deletes at once.
+        if self.owner and self._mirror is None:
+            shutil.rmtree(self._checkpoints(name) / _OUTDATED, ignore_errors=True)
+
+    def _checkpoints(self, name: str) -> "Path | epath.Path":
+        return self.place / "checkpoints" / name
+
+
+def placed(path: str | os.PathLike[str]) -> "Path | epath.Path":
+    """Where the folder of a run is: an absolute path, or one in an object store.
+
+    Raises:
+      UserError: it is in a store that cannot keep checkpoints.
+    """
+    if not stores.is_store(path):
+        return Path(path).expanduser().resolve()
+    if stores.scheme(path) != "gs":
+        raise UserError(
+            f"workdir {path}: checkpoints are kept whole on disks and in gs://BUCKET/FOLDER alone: "
+            "set --workdir to one of them"
+        )
+    return stores.open_path(os.fspath(path))
 
 
 def _copied(tree: Any) -> Any:

@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
@@ -95,6 +96,49 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """A bucket, gs://..., of a server on this machine that answers as Google's object store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = ROOT / "tests" / "object_store_server.py"
+    server = subprocess.Popen(
+        [sys.executable, script, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    settings = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        # It would ask Google what kind of bucket this is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+    os.environ |= settings
+    try:
+        wait_for_port(port)
+        yield "gs://bucket"
+    finally:
+        server.terminate()
+        server.wait()
+        for name in settings:
+            del os.environ[name]
+
+
+def wait_for_port(port: int, seconds: float = 60) -> None:
+    """Until something listens on a port of this machine."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < end, f"nothing listens on port {port}"
+            time.sleep(0.05)
+        else:
+            return
 
 
 @pytest.fixture

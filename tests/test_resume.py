@@ -121,6 +121,20 @@ def assert_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
                 np.testing.assert_array_equal(arrays[key], expected_arrays[key])
 
 
+@pytest.mark.slow
+def test_several_seeds_killed_and_started_again(start, tmp_path):
+    both = (*SHORT, "--config.seeds=(0,1)")
+    start("whole", *both).end()
+    run = start("killed", *both)
+    run.wait_for(lambda: max(checkpoints(run.workdir), default=0) >= 2)
+    run.kill()
+    assert "going on from step" in start("killed", *both).end()
+    jax.tree.map(np.testing.assert_array_equal, state(run.workdir), state(tmp_path / "whole"))
+    for seed in ("seed_0", "seed_1"):
+        labels = [tmp_path / name / seed / "labels.csv" for name in ("killed", "whole")]
+        assert labels[0].read_bytes() == labels[1].read_bytes()
+
+
 def test_killed_and_started_again(start, tmp_path):
     start("whole", *SHORT).end()
     run = start("killed", *SHORT)

@@ -33,6 +33,17 @@ def init(seeds: Array, tasks: Array, data: Data, settings: Search) -> State:
     return _joined(jax.vmap(one, out_axes=_STATE)(seeds), 0)
 
 
+def blank(seeds: Array, tasks: Array, dim: int, widths: tuple[int, ...], settings: Search) -> State:
+    """As `search.blank`, of every seed; arguments as of `init` and that."""
+    if len(seeds) == 1:
+        return search.blank(seeds[0], tasks, dim, widths, settings)
+
+    def one(seed: Array) -> State:
+        return search.blank(seed, tasks, dim, widths, settings)
+
+    return _joined(jax.vmap(one, out_axes=_STATE)(seeds), 0)
+
+
 def run_steps(
     state: State, seeds: Array, data: Data, log_prior: Array, settings: Search, steps: int
 ) -> tuple[State, Info]:

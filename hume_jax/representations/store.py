@@ -135,7 +135,7 @@ def open_files(data: Any) -> Dataset:
     side files of encoded arrays say, are left out.
     """
     files = [split for split in headers.open_headers(data) if split is not None]
-    formats.check_memory(array for split in files for array in split.arrays)
+    formats.check_room(array for split in files for array in split.arrays)
     splits = [_read_split(split) for split in files]
     numbers = class_names.numbers(
         [(file.labels_path, split.labels) for file, split in zip(files, splits, strict=True)]

@@ -69,6 +69,17 @@ def test_each_seed_finds_the_same_whatever_the_others_are() -> None:
     assert np.abs(both.theta[:S] - both.theta[S:]).max() > 0.01
 
 
+@pytest.mark.parametrize("numbers", [(7,), (7, 3)])
+def test_a_blank_state_is_like_those_that_steps_leave(numbers: tuple[int, ...]) -> None:
+    """By which a checkpoint is read."""
+    state, _ = run(*numbers)
+    blank = functools.partial(seeds.blank, dim=6, widths=(5,), settings=SETTINGS)
+    like = jax.eval_shape(blank, jnp.asarray(numbers, jnp.uint32), jnp.arange(S, dtype=jnp.int32))
+    assert jax.tree.structure(state) == jax.tree.structure(like)
+    for leaf, its in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert (leaf.shape, leaf.dtype) == (its.shape, its.dtype)
+
+
 @pytest.mark.slow
 def test_each_seed_finds_what_it_finds_alone() -> None:
     both, info = run(7, 3)

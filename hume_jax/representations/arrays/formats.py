@@ -10,9 +10,11 @@
 | FOLDER:COLUMN, FOLDER/SPLIT:COLUMN | what Hugging Face `datasets` saved | as FILE.arrow |
 
 The name can be left out where there is only one. A colon is part of the file's name if there is
-such a file.
+such a file. FILE may lie in an object store, gs://BUCKET/FILE.npy: it is copied to this machine.
 """
 
+import io
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,8 +23,17 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from hume_jax import stores
 from hume_jax.errors import UserError
-from hume_jax.representations.arrays import checks, npz, saved_datasets, side_file, tables, tensors
+from hume_jax.representations.arrays import (
+    checks,
+    copies,
+    npz,
+    saved_datasets,
+    side_file,
+    tables,
+    tensors,
+)
 from hume_jax.representations.arrays.stored import Stored
 
 # A path that starts so is looked for among the data that comes with the package.
@@ -36,6 +47,8 @@ _FORMATS: dict[str, Callable[[Path, str, str], Stored]] = {
     ".arrow": tables.find_arrow,
     ".feather": tables.find_arrow,
 }
+# More than the header of an .npy file takes.
+_HEAD_BYTES = 2**16
 
 
 class Address(NamedTuple):
@@ -60,7 +73,7 @@ def open_array(path: str | os.PathLike[str], hint: str = checks.SPACE_HINT) -> n
         does not fit in memory.
     """
     stored = open_header(path, hint)
-    check_memory([stored])
+    check_room([stored])
     return stored.read()
 
 
@@ -74,6 +87,8 @@ def open_header(path: str | os.PathLike[str], hint: str = checks.SPACE_HINT) -> 
     Raises:
       UserError: as far as the header shows what `open_array` raises.
     """
+    if stores.is_store(path):
+        return _open_remote(os.fspath(path), hint)
     file, member = locate(path)
     if os.path.isdir(file):
         return tables.find_dataset(file, member, hint)
@@ -94,8 +109,13 @@ def locate(path: str | os.PathLike[str]) -> Address:
 
 
 def find_array(path: str | os.PathLike[str]) -> Path:
-    """Returns where a path of the config points: `hume_jax:NAME` is data of the package."""
+    """Returns where a path of the config points: `hume_jax:NAME` is data of the package.
+
+    One in an object store points to its copy, there or not.
+    """
     text = os.fspath(path)
+    if stores.is_store(text):
+        return copies.place(text)
     if text.startswith(PACKAGE_PREFIX):
         return _PACKAGE_DATA / text.removeprefix(PACKAGE_PREFIX)
     return Path(text).expanduser()
@@ -103,6 +123,8 @@ def find_array(path: str | os.PathLike[str]) -> Path:
 
 def what_is_missing(path: str) -> str | None:
     """Says what stands where an array should be; None if one may be there."""
+    if stores.is_store(path):
+        return "" if copies.find(path)[0] is None else None
     file, member = locate(path)
     # Not Path.is_file, which raises where a folder on the way may not be read.
     if os.path.isfile(file) or saved_datasets.is_dataset(file):
@@ -117,8 +139,12 @@ def what_is_missing(path: str) -> str | None:
     return ", which is not a regular file" if os.path.exists(file) else ""
 
 
-def check_memory(arrays: Iterable[Stored]) -> None:
-    """Raises a `UserError` if the arrays that have to be read do not fit in memory."""
+def check_room(arrays: Iterable[Stored]) -> None:
+    """Raises a `UserError` if what will be read does not fit in memory, or copies on the disk."""
+    arrays = list(arrays)
+    # Each once: one file may be in two spaces.
+    remotes = {array.remote for array in arrays if array.remote is not None}
+    copies.check_room(sorted(remotes))
     to_read = [array for array in arrays if array.memory]
     needed, free = sum(array.memory for array in to_read), psutil.virtual_memory().available
     if needed > free:
@@ -129,9 +155,36 @@ def check_memory(arrays: Iterable[Stored]) -> None:
         )
 
 
-def _find_npy(file: Path, member: str, hint: str) -> Stored:
+def _open_remote(path: str, hint: str) -> Stored:
+    """The header of an array in an object store; of an .npy file it alone is read."""
+    remote, member = copies.find(path)
+    if remote is None:
+        raise UserError(f"{path} is not there: give an array that is, or copy it to that place")
+    copies.get_side_file(remote)
+    file = copies.place(remote.url)
+    find = _FORMATS.get(file.suffix.lower())
+    if find is not None:
+        # What their headers say may stand anywhere in them.
+        return find(copies.whole(remote), member, hint)
+    _check_no_member(remote.url, member)
+    header = checks.read_header(remote.url, io.BytesIO(copies.head(remote, _HEAD_BYTES)))
+    checks.check_header(remote.url, header, remote.size, hint)
+    layout = copies.Layout(header.length, math.prod(header.shape[1:]) * header.dtype.itemsize)
+
+    def read() -> np.ndarray:
+        return _find_npy(copies.whole(remote, layout), "", hint).read()
+
+    images = (side_file.read(file) or {}).get("ids_digest", "")
+    return Stored(remote.url, header.shape, header.dtype, read, images=images, remote=remote)
+
+
+def _check_no_member(file: Path | str, member: str) -> None:
     if member:
         raise UserError(f"{file} is one array, there is no {member!r} in it: give {file} alone")
+
+
+def _find_npy(file: Path, member: str, hint: str) -> Stored:
+    _check_no_member(file, member)
     side_file.check_whole(file)
     array = checks.open_array(file, hint)
     images = side_file.check(file, array).get("ids_digest", "")

@@ -13,6 +13,14 @@ _LISTED = 10
 _REASON = 200
 
 
+class Remote(NamedTuple):
+    """An object of an object store, as the store describes it."""
+
+    url: str
+    size: int  # bytes
+    modified: int  # seconds since 1970
+
+
 class Stored(NamedTuple):
     """What the header says, and the way to the values."""
 
@@ -23,6 +31,7 @@ class Stored(NamedTuple):
     read: Callable[[], np.ndarray]
     memory: int = 0  # bytes that `read` takes
     images: str = ""  # digest of its images' names in order, where it was encoded from images
+    remote: Remote | None = None  # the object that `read` copies to this machine first
 
     @property
     def ndim(self) -> int:
