@@ -1,4 +1,4 @@
-"""Paths in object stores: `gs://BUCKET/...`, `s3://BUCKET/...`, `az://...`.
+"""Paths in object stores: `gs://BUCKET/...` and `s3://BUCKET/...`.
 
 `etils.epath`, which comes with Orbax, opens them; the package that reaches a store is installed by
 those who have one.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from etils import epath
 
 # What reaches each of them.
-_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # As fsspec calls the file systems.
 _FILE_SYSTEMS = ("gs", "gcs", *_PACKAGES)
 _REASON = 200
@@ -74,6 +74,17 @@ def reaching(url: object) -> Iterator[None]:
             f"{url} cannot be reached ({why}): check its name, the network, and what this machine "
             "may read and write there"
         ) from error
+
+
+def modified(url: str) -> int:
+    """When an object was last written, in seconds since 1970.
+
+    `epath` knows it of Google's store alone.
+    """
+    import fsspec
+
+    files, path = fsspec.core.url_to_fs(url)
+    return int(files.modified(path).timestamp())
 
 
 def cache_folder() -> Path:

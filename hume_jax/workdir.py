@@ -385,7 +385,18 @@ class Workdir:
 
             _quieten_orbax()
             self._clear(name)
-            self._managers[name] = ocp.CheckpointManager(
+
+            class Manager(ocp.CheckpointManager):
+                """Does not ask whether the run is to end: the search does, see `preemption`.
+
+                Numbers of JAX's preemption service have to follow each other; steps do not.
+                """
+
+                def reached_preemption(self, step: int) -> bool:
+                    """Never."""
+                    return False
+
+            self._managers[name] = Manager(
                 self._checkpoints(name),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(_CHECKPOINTS_KEPT),

@@ -1,5 +1,6 @@
 """Searches of two processes, as a user types them: what they find, how they stop and go on."""
 
+import functools
 import json
 import os
 import pathlib
@@ -43,12 +44,14 @@ class Processes:
         self._repository, self._folder, self._port, self._count = repository, folder, port, count
         self.all: list[subprocess.Popen] = []
 
-    def start(self, *flags: str, own: Sequence[str] = ()) -> None:
-        """Starts them; those after the first have flags of their own."""
+    def start(self, *flags: str, own: Sequence[str] = (), core: bool = False) -> None:
+        """Starts them; those after the first have flags of their own. On a core each if asked."""
         joined = [f"--distributed=127.0.0.1:{self._port}", f"--processes={self._count}"]
         for i in range(self._count):
             folder = f"--workdir={self._folder / 'run'}"
             several = [*joined, f"--process={i}"] if self._count > 1 else []
+            cores = sorted(os.sched_getaffinity(0))
+            bind = functools.partial(os.sched_setaffinity, 0, {cores[i % len(cores)]})
             with self.log(i).open("w") as log:
                 self.all.append(
                     subprocess.Popen(
@@ -57,6 +60,7 @@ class Processes:
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
                         stdout=subprocess.DEVNULL,
                         stderr=log,
+                        preexec_fn=bind if core else None,
                     )
                 )
 
@@ -65,8 +69,12 @@ class Processes:
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Until process 0 has logged it."""
+        self.wait_until(lambda: text in self.log(0).read_text(), seconds)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Until something is true, while process 0 goes on."""
         end = time.monotonic() + seconds
-        while text not in self.log(0).read_text():
+        while not condition():
             assert time.monotonic() < end, self.log(0).read_text()[-2000:]
             assert self.all[0].poll() is None, self.log(0).read_text()[-2000:]
             time.sleep(0.1)
@@ -143,9 +151,12 @@ def test_two_processes_find_what_one_finds(processes, alone, tmp_path, tasks, ro
 
 
 def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_path):
+    flags = [LONG, "--config.checkpoint_seconds=0", "--config.log_every=50"]
     both = processes(2)
-    both.start(LONG, "--config.checkpoint_seconds=1000")
-    both.wait_for("search 2/3000")
+    both.start(*flags)
+    # Checkpoints that were written before change nothing about it.
+    folder = tmp_path / "run" / "checkpoints" / "batch_0000"
+    both.wait_until(lambda: any(p.name.isdigit() for p in folder.glob("*")))
     both.all[1].send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert both.end() == [Preempted.STATUS] * 2
@@ -154,11 +165,10 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_pa
     (line,) = said
     assert line.startswith("stopped by SIGTERM after step ")
     step = int(line.split()[5])
-    (saved,) = (tmp_path / "run" / "checkpoints" / "batch_0000").iterdir()
-    assert saved.name == str(step)
+    assert max(int(p.name) for p in folder.iterdir()) == step
     # On another number of devices, and stopped once more.
     one = processes(1)
-    one.start(LONG, "--config.checkpoint_seconds=1000")
+    one.start(*flags)
     one.wait_for(f"going on from step {step} of 3000")
     one.wait_for("steps/s")
     one.all[0].send_signal(signal.SIGTERM)
@@ -166,6 +176,19 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_pa
     assert int(one.log(0).read_text().splitlines()[-1].split()[5]) > step
     steps = [row["step"] for row in logged(tmp_path / "run")]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_sums_over_shared_rows_never_wait_for_each_other(processes, tmp_path):
+    """Two second spaces are summed over the processes, neither after the other, by one thread each.
+
+    Were one process at the one sum while the other is at the other, both would wait for ever.
+    """
+    both = processes(2)
+    flags = ["--config.search.spaces=both", "--config.mesh.data=2", "--config.search.steps=100"]
+    both.start(*flags, "--config.log_every=20", "--config.score.steps=1", core=True)
+    assert both.end() == [0, 0]
+    assert len(logged(tmp_path / "run")) == 5
 
 
 @pytest.mark.slow

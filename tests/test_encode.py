@@ -685,6 +685,7 @@ def hosts(command, free_port):
     return start
 
 
+@pytest.mark.slow
 def test_two_hosts_write_the_array_that_one_writes(folder, command, hosts):
     finished(command(*COMMAND))
     alone = (folder / "a.npy").read_bytes()

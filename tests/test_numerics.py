@@ -109,6 +109,7 @@ def test_no_nan_of_rows_as_they_are_stored(scale, solver):
         assert_finite(*searched(data, settings))
 
 
+@pytest.mark.slow
 def test_a_thousand_classes():
     k, n, width = 1000, 1024, 1100
     rng = np.random.default_rng(0)

@@ -170,6 +170,7 @@ def test_a_state_stays_where_it_was_placed(start, over_tasks):
         assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(alone, tmp_path, two_processes):
     two_processes(__file__, tmp_path, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     state, info = alone

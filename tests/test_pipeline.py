@@ -243,6 +243,7 @@ def poison(monkeypatch, tasks: list[int]) -> None:
     monkeypatch.setattr(feeds.FromMemory, "start", poisoned)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_dropped_takes_no_part(search, monkeypatch, caplog):
     poison(monkeypatch, [1])
     run = search()

@@ -140,6 +140,7 @@ def test_first_spaces_are_joined_after_each_was_normalised(rng, kind):
 # ---- a whole run
 
 
+@pytest.mark.slow
 def test_a_run_of_two_first_and_two_second_spaces(tmp_path, monkeypatch, rng):
     """Every space in another format."""
     monkeypatch.chdir(tmp_path)

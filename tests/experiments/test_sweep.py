@@ -353,7 +353,9 @@ def test_the_spread_is_over_the_seeds(tmp_path: pathlib.Path) -> None:
     assert found["agreement of the votes"] == "0.7500"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_killed_launcher_goes_on_where_it_was(number: int, tmp_path: pathlib.Path) -> None:
     """Told to end, which it sees to; and killed at once with all it started, as a machine does."""
     script = tmp_path / "launch.py"

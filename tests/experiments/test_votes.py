@@ -16,7 +16,8 @@ from hume_jax.core import aggregate
 from hume_jax.errors import UserError
 from hume_jax.report import results
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+# Slow for its two runs.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,9 @@ def _describe(url: str) -> Remote | None:
             found = path.stat()
         except FileNotFoundError:
             return None
-    return None if found.is_directory else Remote(url, found.length, int(found.mtime or 0))
+        if found.is_directory:
+            return None
+        return Remote(url, found.length, int(found.mtime or stores.modified(url)))
 
 
 def _read(url: str, start: int, stop: int) -> bytes:

@@ -95,6 +95,7 @@ def test_a_copy_that_was_interrupted_goes_on(folder, tmp_path, ranges, monkeypat
     assert len(first) + len(ranges) == 10
 
 
+@pytest.mark.slow
 def test_killed_while_it_was_copied(folder, tmp_path, repository, ranges):
     """What was recorded as copied is on disk, whenever the process died."""
     url = f"{folder}/x.npy"
