@@ -1,4 +1,4 @@
-"""What a search of ImageNet's size takes: memory by phase, seconds of a step, time spent reading.
+r"""What a search of ImageNet's size takes: memory by phase, seconds of a step, time spent reading.
 
     python experiments/imagenet_size.py --folder=runs/imagenet_size --out=runs/imagenet_size.json
     python experiments/imagenet_size.py --folder=runs/small --scale=64 --out=runs/small.json \
@@ -13,10 +13,19 @@ holds itself, `RssFile` pages of files, which the system takes back when it need
 To keep the measurement short, tasks are scored in few steps, and k-means and the probe are left
 out; fields behind a lone -- change that. The files stay for another run unless `--remove` is given.
 
+`--whole` leaves tasks, subsets, steps and scores to the preset: a whole search, on an accelerator.
+`--shape=cifar10` is 50,000 x 512 and 50,000 x 1,536, ten classes:
+
+    python experiments/imagenet_size.py --shape=cifar10 --whole --rows=memory \
+        --folder=runs/cifar10_size --out=runs/cifar10_size.json -- --config.n_tasks=100
+    python experiments/imagenet_size.py --whole --rows=memory --folder=runs/imagenet_size \
+        --out=runs/imagenet_whole.json -- --config.n_tasks=8 --config.search.subset_size=20000
+
 Prints Markdown tables.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -35,20 +44,29 @@ from hume_jax import memory, planning
 from hume_jax.errors import UserError
 from hume_jax.representations import store
 
-ROWS, TEST_ROWS = 1_281_167, 50_000
-COLUMNS = {"phi1": 2048, "phi2": 1536}
-CLASSES = 1000
-FIELDS = (
-    "--config.n_classes=1000",
+
+class Shape(NamedTuple):
+    """Of a dataset."""
+
+    rows: int
+    test_rows: int
+    columns: dict[str, int]
+    classes: int
+
+
+SHAPES = {
+    "imagenet": Shape(1_281_167, 50_000, {"phi1": 2048, "phi2": 1536}, 1000),
+    "cifar10": Shape(50_000, 10_000, {"phi1": 512, "phi2": 1536}, 10),
+}
+FIELDS = ("--config.search.spaces=given", "--config.baselines=false", "--config.plots=false")
+# Of a search that is not whole.
+SHORT = (
     "--config.n_tasks=1",
     "--config.search.subset_size=20000",
     "--config.search.steps=2",
-    "--config.search.spaces=given",
     "--config.score.steps=2",
     "--config.log_every=1",
     "--config.checkpoint_seconds=0",
-    "--config.baselines=false",
-    "--config.plots=false",
 )
 # What the process is at from the first line on that its log has of each kind.
 PHASES = (
@@ -80,6 +98,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="of the files")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="imagenet")
+    parser.add_argument("--whole", action="store_true", help="all steps, tasks, scores")
     parser.add_argument("--scale", type=int, default=1, help="what the rows are divided by")
     parser.add_argument(
         "--rows", choices=("auto", "memory", "disk"), default="disk", help="search.rows"
@@ -95,31 +115,33 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def make_files(folder: pathlib.Path, scale: int) -> list[str]:
+def make_files(folder: pathlib.Path, shape: Shape) -> list[str]:
     """Writes the arrays that are not there yet.
 
     Returns:
       Flags of `configs/arrays.py` that point to them.
     """
     figures.make_folder(folder, "--folder")
-    sizes = {"train": ROWS // scale, "test": TEST_ROWS // scale}
+    sizes = {"train": shape.rows, "test": shape.test_rows}
     files = {
         (split, name): folder / f"{name}_{split}_{n}.npy"
         for split, n in sizes.items()
-        for name in (*COLUMNS, "labels")
+        for name in (*shape.columns, "labels")
     }
     _check_space(
         folder,
-        sum(2 * sizes[s] * COLUMNS.get(f, 0) for (s, f), p in files.items() if not p.exists()),
+        sum(
+            2 * sizes[s] * shape.columns.get(f, 0) for (s, f), p in files.items() if not p.exists()
+        ),
     )
     for split, n in sizes.items():
-        labels = np.random.default_rng(n).integers(0, CLASSES, n)
+        labels = np.random.default_rng(n).integers(0, shape.classes, n)
         store.save_array(files[split, "labels"], labels)
-        for name, columns in COLUMNS.items():
+        for name, columns in shape.columns.items():
             path = files[split, name]
             if not path.exists():
                 print(f"writing {path}", file=sys.stderr)
-                _write_rows(path, labels, columns)
+                _write_rows(path, labels, columns, shape.classes)
     return [f"--config.data.{split}.{name}={path}" for (split, name), path in files.items()]
 
 
@@ -132,10 +154,10 @@ def _check_space(folder: pathlib.Path, needed: int) -> None:
         )
 
 
-def _write_rows(path: pathlib.Path, labels: np.ndarray, columns: int) -> None:
+def _write_rows(path: pathlib.Path, labels: np.ndarray, columns: int, classes: int) -> None:
     """Writes rows around the means of their classes, block by block."""
     # Both splits have the same means.
-    means = np.random.default_rng(columns).standard_normal((CLASSES, columns), np.float32)
+    means = np.random.default_rng(columns).standard_normal((classes, columns), np.float32)
     rng = np.random.default_rng([columns, len(labels)])
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -202,7 +224,7 @@ def measure(flags: Sequence[str], workdir: pathlib.Path) -> dict[str, Any]:
         "samples": len(samples),
         "wall_seconds": time.perf_counter() - began,
         "seconds": results["seconds"],
-        "steps": len(metrics),
+        "steps": json.loads(metrics[-1])["step"],
         "device": results["device"],
         "acc": results["ensemble"]["train"]["acc"],
     }
@@ -238,11 +260,11 @@ def by_phase(samples: Sequence[Sample], starts: Sequence[tuple[float, str]]) -> 
     return found
 
 
-def estimate(flags: Sequence[str], scale: int) -> dict[str, int]:
+def estimate(flags: Sequence[str], shape: Shape) -> dict[str, int]:
     """Bytes that the search is planned to take, by where it reads its rows."""
     config = figures.load_config("configs/arrays.py", flags)
-    inner = (COLUMNS["phi2"] + 1,)
-    plan = planning.make_plan(config, ROWS // scale, COLUMNS["phi1"], inner, "disk")
+    inner = (shape.columns["phi2"] + 1,)
+    plan = planning.make_plan(config, shape.rows, shape.columns["phi1"], inner, "disk")
     return {
         rows: memory.search_bytes(plan.shape, plan.settings, len(plan.batches[0]), rows=rows)
         for rows in ("memory", "disk")
@@ -261,7 +283,7 @@ def report(found: dict[str, Any]) -> str:
     )
     seconds, steps = found["seconds"], found["steps"]
     lines = [
-        f"{found['rows']} x {' + '.join(map(str, COLUMNS.values()))} float16, {found['device']}, "
+        f"{found['rows']} x {' + '.join(map(str, found['columns']))} float16, {found['device']}, "
         f"{' '.join(found['fields'])}",
         figures.table(["phase", "seconds", "peak RssAnon, GiB", "peak RssFile, GiB"], rows),
         f"{steps} steps in {seconds['search']:.1f} s, the first solutions of a warm start "
@@ -287,9 +309,15 @@ def main(arguments: Sequence[str]) -> None:
     if not pathlib.Path("/proc/self/status").exists():
         raise UserError("this system has no /proc/self/status to read RssAnon from")
     folder = options.folder.resolve()
-    made = make_files(folder, options.scale)
-    flags = [*made, *FIELDS, f"--config.search.rows={options.rows}", *options.fields]
-    planned = estimate(flags, options.scale)
+    shape = SHAPES[options.shape]
+    shape = shape._replace(
+        rows=shape.rows // options.scale, test_rows=shape.test_rows // options.scale
+    )
+    made = make_files(folder, shape)
+    flags = [*made, f"--config.n_classes={shape.classes}", *FIELDS]
+    flags += [*(() if options.whole else SHORT), f"--config.search.rows={options.rows}"]
+    flags += options.fields
+    planned = estimate(flags, shape)
     workdir = folder / f"run-{os.getpid()}"
     try:
         found = measure(flags, workdir)
@@ -298,7 +326,8 @@ def main(arguments: Sequence[str]) -> None:
         if options.remove:
             for flag in made:
                 pathlib.Path(flag.partition("=")[2]).unlink(missing_ok=True)
-    found |= {"rows": ROWS // options.scale, "planned": planned, "read_from": options.rows}
+    found |= {"rows": shape.rows, "columns": list(shape.columns.values())}
+    found |= {"planned": planned, "read_from": options.rows}
     found["fields"] = [flag for flag in flags if flag not in made]
     figures.write_json(options.out, found)
     print(report(found))

@@ -26,12 +26,13 @@ I1 progress.py:94] scores 5/5, done in 1 min 27 s
 """
 
 
+SHAPE = imagenet_size.Shape(300, 20, {"phi1": 24, "phi2": 16}, 3)
+
+
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(imagenet_size, "ROWS", 900)
-    monkeypatch.setattr(imagenet_size, "TEST_ROWS", 60)
-    monkeypatch.setattr(imagenet_size, "COLUMNS", {"phi1": 24, "phi2": 16})
-    monkeypatch.setattr(imagenet_size, "CLASSES", 3)
+    whole = SHAPE._replace(rows=900, test_rows=60)
+    monkeypatch.setattr(imagenet_size, "SHAPES", {"imagenet": whole})
     monkeypatch.setattr(imagenet_size, "_BLOCK", 128)
 
 
@@ -70,7 +71,7 @@ def test_memory_of_a_process():
 
 
 def test_files_are_of_classes_and_made_once(small, tmp_path, capsys):
-    flags = imagenet_size.make_files(tmp_path, 3)
+    flags = imagenet_size.make_files(tmp_path, SHAPE)
     paths = dict(flag.split("=") for flag in flags)
     phi1 = checks.open_array(paths["--config.data.train.phi1"])
     labels = np.load(paths["--config.data.train.labels"])
@@ -83,7 +84,7 @@ def test_files_are_of_classes_and_made_once(small, tmp_path, capsys):
     nearest = np.argmin(((test[:, None] - means) ** 2).sum(axis=2), axis=1)
     assert np.mean(nearest == np.load(paths["--config.data.test.labels"])) > 0.6
     assert "writing" in capsys.readouterr().err
-    assert imagenet_size.make_files(tmp_path, 3) == flags
+    assert imagenet_size.make_files(tmp_path, SHAPE) == flags
     assert "writing" not in capsys.readouterr().err
 
 
@@ -94,17 +95,17 @@ def test_mistakes_take_one_line(tmp_path, monkeypatch):
         imagenet_size.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9})
     )
     with pytest.raises(UserError, match=r"9\.5 GB are needed, 1\.0 GB are free: .*--scale=4"):
-        imagenet_size.make_files(tmp_path, 1)
+        imagenet_size.make_files(tmp_path, imagenet_size.SHAPES["imagenet"])
     assert not list(tmp_path.iterdir())
 
 
 def test_space_is_asked_for_what_is_missing_alone(small, tmp_path, monkeypatch):
-    flags = imagenet_size.make_files(tmp_path, 3)
+    flags = imagenet_size.make_files(tmp_path, SHAPE)
     missing = dict(flag.split("=") for flag in flags)["--config.data.train.phi2"]
     os.unlink(missing)
     usage = type("Usage", (), {"free": 2 * 300 * 16})
     monkeypatch.setattr(imagenet_size.shutil, "disk_usage", lambda _: usage)
-    assert imagenet_size.make_files(tmp_path, 3) == flags
+    assert imagenet_size.make_files(tmp_path, SHAPE) == flags
     assert np.load(missing).shape == (300, 16)
 
 
@@ -133,13 +134,12 @@ def test_the_whole_script(small, tmp_path, capsys):
 @pytest.mark.slow
 def test_memory_of_a_search_from_disk_does_not_grow_with_the_rows(small, tmp_path, monkeypatch):
     """Labels and what is written of them do: a hundredth of the rows, and Python's objects."""
-    monkeypatch.setattr(imagenet_size, "COLUMNS", {"phi1": 512, "phi2": 384})
     monkeypatch.setattr(imagenet_size, "_BLOCK", 8192)
     peaks = {}
     for rows in (20_000, 220_000):
-        monkeypatch.setattr(imagenet_size, "ROWS", rows)
-        flags = imagenet_size.make_files(tmp_path, 1)
-        fields = [*flags, *imagenet_size.FIELDS, "--config.search.rows=disk", *SMALL]
+        shape = imagenet_size.Shape(rows, 60, {"phi1": 512, "phi2": 384}, 3)
+        flags = [*imagenet_size.make_files(tmp_path, shape), *imagenet_size.FIELDS]
+        fields = [*flags, *imagenet_size.SHORT, "--config.search.rows=disk", *SMALL]
         found = imagenet_size.measure(fields, tmp_path / f"run-{rows}")
         peaks[rows] = found["peak_anonymous"]
     one_copy = 4 * 200_000 * (512 + 384)
