@@ -132,7 +132,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for each in (steps, cost, scaling):
         each.add_argument("--phi1", type=int, default=1280, help="columns of phi1")
         each.add_argument("--block", type=int, default=3, help="outer steps of a compiled call")
-        each.add_argument("--repeats", type=int, default=7, help="timed blocks of each case")
+        each.add_argument(
+            "--repeats",
+            type=int,
+            default=7,
+            help="timed blocks of each case; three of those that take minutes",
+        )
         each.add_argument("--threads", type=int, default=0, help="cores of a case, 0: all")
         each.add_argument("--out", type=pathlib.Path, required=True, help="folder")
         each.add_argument("fields", nargs="*", metavar="-- --config.FIELD=VALUE")
@@ -204,7 +209,9 @@ def steps(options: argparse.Namespace) -> str:
     """Times the grid."""
     cases = [(sizes, run_case(case_of(sizes, options), options)) for sizes in grid(options)]
     table = figures.write_table(options.out, *steps_rows(cases), name="steps")
-    return f"{cases[0][1]['device']}, medians (extremes) of {options.repeats} blocks\n\n{table}"
+    return (
+        f"{cases[0][1]['device']}, medians (extremes) of up to {options.repeats} blocks\n\n{table}"
+    )
 
 
 # ---- cost

@@ -34,7 +34,11 @@ class Case(NamedTuple):
     tasks: int
     fields: tuple[str, ...] = ()  # of the config
     block: int = 3  # outer steps of a compiled call
-    repeats: int = 7
+    repeats: int = 7  # at most, see `_ENOUGH`
+
+
+# Seconds of a case after which three blocks will do.
+_ENOUGH = 60
 
 
 def case_of(given: dict[str, Any]) -> Case:
@@ -115,7 +119,10 @@ def measure(case: Case) -> dict[str, Any]:
     products = products_of(problem, shape, case.tasks)
     steps: list[float] = []
     rates: list[float] = []
+    start = time.perf_counter()
     for i in range(case.repeats + 1):
+        if len(steps) >= 3 and time.perf_counter() - start > _ENOUGH:
+            break
         plain = seconds_of(products.run)
         began = time.perf_counter()
         state, info = jax.block_until_ready(block(state, *arguments))
