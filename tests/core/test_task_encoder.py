@@ -84,6 +84,18 @@ def test_orthonormal_map_is_the_polar_factor(rng, rows, k, condition):
         np.testing.assert_allclose(q, u @ vt, atol=2e-4 * max(1, condition / 30))
 
 
+def test_polynomials_bring_singular_values_to_one():
+    """All that the map promises, and none falls far on its way once it has risen."""
+    values = np.concatenate([np.geomspace(1e-3, 1, 10001), [1 + 1e-6]])
+    risen = np.zeros(len(values), bool)
+    for a, b, c in task_encoder._POLYNOMIALS:
+        values = a * values + b * values**3 + c * values**5
+        risen |= values > 0.4
+        assert values[risen].min() > 0.39
+        assert values.max() < 1.21
+    np.testing.assert_allclose(values, 1, atol=1e-9)
+
+
 def test_orthonormal_map_leaves_orthonormal_input():
     theta = task_encoder.init(jax.random.key(3), 64, 10)
     np.testing.assert_allclose(task_encoder.orthonormalise(theta), theta, atol=1e-6)
