@@ -141,8 +141,9 @@ def check_values(flat: Mapping[str, Any]) -> None:
         flat["inner.adjoint"] == "implicit" or flat["inner.precondition"]
     ):
         raise UserError(
-            "config field 'inner.penalty' is 0, with inner.adjoint=implicit or inner.precondition "
-            "it must be positive: without a penalty the inner fit has no unique solution"
+            "config field 'inner.penalty' is 0, where the inner fit has no unique solution: set it "
+            "above 0, or inner.adjoint to 'unrolled' or 'first_order' and inner.precondition to "
+            "False"
         )
 
 

@@ -11,7 +11,7 @@ from hume_jax.core.subsets import HELD
 
 _FLOAT = 4
 # Arrays of a label for each class and row that a program has at a time, as XLA lays them out for a
-# CPU (`experiments/memory_model.py` has what it takes and what this says): of all rows while labels
+# CPU (`experiments/benchmark.py memory` has both, side by side): of all rows while labels
 # are made; of train rows in an inner fit, more in Newton's, and in each further one; of test rows
 # meanwhile.
 _LABELLING = 4.6

@@ -59,6 +59,9 @@ class Mirror:
                 self._send(path)
                 self._sent[path] = state
         except UserError as error:
+            if not self._sent and len(changed) == 1:
+                # The first of all files: nothing was found yet that could be lost.
+                raise
             self._delete.detach()
             raise UserError(f"{error}; what was not sent is kept in {self.path}") from error
 

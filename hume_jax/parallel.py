@@ -71,19 +71,25 @@ def make_mesh(
     Raises:
       UserError: as `mesh_sizes`; all devices of a process would stay idle.
     """
-    count = devices or jax.device_count()
-    sizes = mesh_sizes(tasks, shards, count, asked)
+    sizes = mesh_sizes(tasks, shards, devices or jax.device_count(), asked)
+    used = jax.devices()[: sizes.task * sizes.data]
+    if devices is None:
+        check_processes(tasks, shards, sizes)
+    return jax.make_mesh(
+        sizes, ("task", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=used
+    )
+
+
+def check_processes(tasks: int, shards: int, sizes: Sizes) -> None:
+    """Raises a `UserError` if all devices of a process would stay idle."""
     used = jax.devices()[: sizes.task * sizes.data]
     busy = {device.process_index for device in used}
-    if devices is None and len(busy) < jax.process_count():
+    if len(busy) < jax.process_count():
         raise UserError(
             f"{jax.process_count()} processes are too many for {tasks} tasks at a time and "
             f"{shards} virtual shards of rows, {len(busy)} of them would do all: take as many as "
             "divide n_tasks, or a power of two up to search.shards"
         )
-    return jax.make_mesh(
-        sizes, ("task", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=used
-    )
 
 
 def own_mesh() -> Mesh:

@@ -20,6 +20,7 @@ from hume_jax import config as config_lib
 from hume_jax import labelling, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus
+from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
 from hume_jax.report import results
@@ -63,8 +64,19 @@ def run(
     Raises:
       UserError: anything a user can mend, before any long work starts.
       LostProcess: another process was killed.
-      Preempted: by SIGTERM during the search, whose state is saved.
+      Preempted: by SIGTERM; what was found is kept, of the search its state.
     """
+    # Several processes end together until the search is done.
+    with ending() if processes.total == 1 else contextlib.nullcontext():
+        return _run(config, workdir, processes, profile)
+
+
+def _run(
+    config: config_dict.ConfigDict,
+    workdir: str | os.PathLike[str],
+    processes: Processes,
+    profile: bool,
+) -> dict[str, Any]:
     began = time.perf_counter()
     config = config_lib.resolve(config)
     with processes.together():
@@ -92,6 +104,7 @@ def run(
     n = sum(split.n for split in store.search_splits(searched, config.setting))
     with processes.together():
         plan = _plan(config, searched, n, processes.share(planning.kept_rows(folder.path)))
+        planning.check_processes(plan)
     plan = planning.shared(plan, processes)
     with processes.together():
         checked = rows.check(config, files, plan.rows, folder, first=processes.first)
@@ -100,7 +113,8 @@ def run(
         with processes.together():
             if processes.first:
                 folder.check_data(fingerprint)
-        for warning in (*checked.warnings, *planning.clamped(config, n, plan.shape)):
+        notes = (*planning.clamped(config, n, plan.shape), *planning.idle(plan))
+        for warning in (*checked.warnings, *notes):
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
@@ -109,9 +123,10 @@ def run(
         if not processes.first:
             logging.info("the search is done: process 0 scores and writes what it found")
             return {}
-        if not config.seeds:
-            return stages.found(outcome.theta[0], outcome.dropped[0])
-        return _each_seed(stages, outcome)
+        with ending():
+            if not config.seeds:
+                return stages.found(outcome.theta[0], outcome.dropped[0])
+            return _each_seed(stages, outcome)
 
 
 @contextlib.contextmanager

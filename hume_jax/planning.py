@@ -206,6 +206,23 @@ def clamped(config: config_dict.ConfigDict, n: int, shape: memory.Shape) -> list
     return [f"search.subset_size is {subset}, there are {n} rows: a subset takes {taken} of them"]
 
 
+def check_processes(plan: Plan) -> None:
+    """Raises a `UserError` if a process of the run would have nothing to do."""
+    parallel.check_processes(plan.unit, plan.shards, plan.mesh_sizes())
+
+
+def idle(plan: Plan) -> list[str]:
+    """A line to warn with if some devices have nothing to do, or none."""
+    sizes, devices = plan.mesh_sizes(), jax.device_count()
+    if sizes.task * sizes.data == devices:
+        return []
+    return [
+        f"{devices - sizes.task * sizes.data} of {devices} devices stay idle: {sizes.task} share "
+        f"batches of {plan.unit} tasks, {sizes.data} the {plan.shards} shards of the rows; with "
+        "n_tasks, or mesh.task times mesh.data, a multiple of the devices all would work"
+    ]
+
+
 def kept_rows(workdir: pathlib.Path) -> str | None:
     """Where the run of a folder read its rows from when it began; None if it did not begin."""
     path = workdir / "rows.json"

@@ -1,21 +1,48 @@
 """Ends a search when the machine is about to be taken away: SIGTERM, at one step on all hosts."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from jax.experimental import multihost_utils
 
+from hume_jax.errors import Preempted
 from hume_jax.processes import Processes
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Work of a process by itself that SIGTERM ends at once, by `Preempted`.
+
+    What it has finished is kept, what it was at is begun again. Only the main thread of a process
+    can listen; others go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # None, of what listens without Python, as JAX's service does: it cannot be put back.
+    before = signal.signal(signal.SIGTERM, _stop) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Preempted(
+        "stopped by SIGTERM; what was finished is kept, the same command goes on from there"
+    )
 
 
 class Watch:
     """Whether the run was asked to end, by SIGTERM to any of its processes.
 
-    A process by itself listens while the `with` block lasts; outside of it, SIGTERM ends the
-    process at once, as it does by default, and what is on disk is what a restart goes on from.
-    Several processes leave it to JAX's preemption service, which listens from their start on.
+    A process by itself listens while the `with` block lasts; outside of it see `ending`. Several
+    processes leave it to JAX's preemption service, which listens from their start on: what it hears
+    before the search ends them at its first steps.
     """
 
     def __init__(self, processes: Processes) -> None:

@@ -226,14 +226,17 @@ def start(coordinator: str, count: int, index: int) -> Processes:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         except ValueError as error:
             raise UserError(
-                f"distributed=auto found no cluster ({error}): give distributed=HOST:PORT, "
-                "processes and process"
+                f"--distributed=auto found no cluster ({error}): give --distributed=HOST:PORT of "
+                "process 0, --processes=COUNT and --process=NUMBER"
             ) from error
         return _joined()
     if not re.fullmatch(r".+:[0-9]+", coordinator):
         raise UserError(f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT")
     if not 0 <= index < count:
-        raise UserError(f"process is {index} of {count} processes: they are counted from 0")
+        raise UserError(
+            f"process is {index} of {count} processes: they are counted from 0, --process=0 to "
+            "one less than --processes"
+        )
     if index:
         _wait_for(coordinator)
     logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)

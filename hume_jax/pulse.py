@@ -43,6 +43,7 @@ class Pulse(threading.Thread):
         self._number, self._others = number, [i for i in range(total) if i != number]
         self._client, self._end = client, end or _end
         self._stopped = threading.Event()
+        self._answered = time.monotonic()  # when the store last did
 
     def stop(self) -> None:
         """Ends it; others may go from now on."""
@@ -50,7 +51,10 @@ class Pulse(threading.Thread):
 
     def run(self) -> None:
         """Beats and listens."""
-        began = time.monotonic()
+        began = self._answered = time.monotonic()
+        # The store is in process 0. One that hangs keeps those waiting who ask.
+        if self._number:
+            threading.Thread(target=self._watch, name="pulse's", daemon=True).start()
         heard: dict[int, tuple[str, float]] = dict.fromkeys(self._others, ("", began))
         beat = 0
         while not self._stopped.wait(_EVERY):
@@ -60,18 +64,28 @@ class Pulse(threading.Thread):
             beat += 1
             try:
                 client.key_value_set(_key(self._number), str(beat), allow_overwrite=True)
-            except _NO_ANSWER:  # from the store, which is in process 0
-                gone = [0] if now - heard.get(0, ("", now))[1] > _PATIENCE else []
-            else:
-                for i in self._others:
-                    heard[i] = _listen(client, i, heard[i], now)
-                gone = [i for i, (_, last) in heard.items() if now - last > _PATIENCE]
-            if gone and not self._stopped.is_set():
-                self._end(
-                    f"process {gone[0]} of this run has gone, it gave no sign of life for "
-                    f"{_PATIENCE:.0f} s: {LostProcess.GO_ON}"
-                )
+            except _NO_ANSWER:
+                continue
+            for i in self._others:
+                heard[i] = _listen(client, i, heard[i], now)
+            self._answered = time.monotonic()
+            gone = [i for i, (_, last) in heard.items() if now - last > _PATIENCE]
+            if gone:
+                self._lost(gone[0])
                 return
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_EVERY) and self.is_alive():
+            if time.monotonic() - self._answered > _PATIENCE:
+                self._lost(0)
+                return
+
+    def _lost(self, number: int) -> None:
+        if not self._stopped.is_set():
+            self._end(
+                f"process {number} of this run has gone, it gave no sign of life for "
+                f"{_PATIENCE:.0f} s: {LostProcess.GO_ON}"
+            )
 
 
 def _key(number: int) -> str:

@@ -25,8 +25,19 @@ _REASON = 200
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one in an object store."""
-    return scheme(path) in _PACKAGES
+    """Whether a path is one in an object store.
+
+    Raises:
+      UserError: it is an address, but of no store that is known.
+    """
+    if scheme(path) in _PACKAGES:
+        return True
+    if re.match(r"[A-Za-z][A-Za-z0-9+-]+:/", os.fspath(path)):
+        raise UserError(
+            f"{os.fspath(path)} is no path: object stores are named gs://BUCKET/... or "
+            "s3://BUCKET/..., other files by their path on this machine"
+        )
+    return False
 
 
 def scheme(path: str | os.PathLike[str]) -> str:
@@ -48,8 +59,8 @@ def open_path(url: str) -> "epath.Path":
     from etils import epath
 
     for name in ("fsspec", *_PACKAGES.values()):
-        # Of how they read, they tell a line each time.
-        logging.getLogger(name).setLevel(logging.WARNING)
+        # Of how they read, they tell a line each time; of what fails, more than the error says.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in _FILE_SYSTEMS:
         # What other hosts write is seen at once.
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -211,14 +212,18 @@ def test_a_process_that_is_killed_ends_the_other_with_a_line(processes, victim):
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_ends_the_other(processes):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_ends_the_other(processes, victim):
     """Its connections stay open, so only that it gives no sign of life tells."""
     both = processes(2)
     both.start(LONG)
     both.wait_for("search 2/3000")
-    both.all[1].send_signal(signal.SIGSTOP)
-    assert both.end(0) == [2]
-    assert "error: process 1 of this run has gone, it gave no sign" in both.log(0).read_text()
+    both.all[victim].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert both.end(1 - victim) == [2]
+    assert time.monotonic() - began < 60
+    said = both.log(1 - victim).read_text()
+    assert f"error: process {victim} of this run has gone, it gave no sign" in said
 
 
 def test_processes_of_different_commands(processes, tmp_path):
@@ -240,9 +245,12 @@ class Store:
     def __init__(self):
         self.values: dict[str, str] = {}
         self.answers = True
+        self.hangs = threading.Event()
+        self.hangs.set()
 
     def key_value_set(self, key, value, allow_overwrite):
         assert allow_overwrite
+        self.hangs.wait()
         if not self.answers:
             raise RuntimeError("UNAVAILABLE")
         self.values[key] = value
@@ -284,12 +292,20 @@ def test_a_process_that_beats_no_more_has_gone(pulses):
     assert message.startswith("process 1 of this run has gone, it gave no sign of life for")
 
 
-def test_without_the_store_process_0_has_gone(pulses):
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+def test_without_the_store_process_0_has_gone(pulses, how):
     store, both, ended = pulses
     time.sleep(0.2)
+    if how == "hangs":
+        store.hangs.clear()
     store.answers = False
-    both[1].join(5)
-    assert any(message.startswith("process 0 of this run has gone") for message in ended)
+    end = time.monotonic() + 5
+    while not ended:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    store.hangs.set()
+    (message,) = ended
+    assert message.startswith("process 0 of this run has gone")
 
 
 def test_once_they_have_parted_nobody_is_missed(monkeypatch):

@@ -229,6 +229,12 @@ def test_no_address(url):
         copies.find(url)
 
 
+@pytest.mark.parametrize("path", ["gs:/bucket/x.npy", "hdfs://x/y.npy", "az://b/x.npy"])
+def test_addresses_of_no_store_that_is_known(path):
+    with pytest.raises(UserError, match="object stores are named gs://BUCKET"):
+        formats.open_header(path)
+
+
 def test_a_store_whose_package_is_not_installed():
     with pytest.raises(UserError, match="pip install s3fs"):
         copies.find("s3://bucket/x.npy")
