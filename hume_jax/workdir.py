@@ -254,10 +254,13 @@ class Workdir:
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
         self.publish()
-        # A copy: the arrays may be given to the next step while they are being written.
-        if not self._manager(name).save(step, args=ocp.args.StandardSave(_copied(tree))):
-            raise ValueError(f"{name} has a checkpoint at step {step} or after it")
+        manager = self._manager(name)
+        # As `save` would: what is outdated is not deleted while Orbax still moves it there.
+        manager.wait_until_finished()
         self._clear(name)
+        # A copy: the arrays may be given to the next step while they are being written.
+        if not manager.save(step, args=ocp.args.StandardSave(_copied(tree))):
+            raise ValueError(f"{name} has a checkpoint at step {step} or after it")
 
     def finish(self) -> None:
         """Waits until all that was saved is on disk, and closes what writes it."""

@@ -104,6 +104,12 @@ def labels(workdir: pathlib.Path) -> np.ndarray:
     return np.array([int(line.split(",")[2]) for line in lines])
 
 
+def saved(workdir: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints that are complete."""
+    found = (workdir / "checkpoints" / "batch_0000").glob("*")
+    return [int(path.name) for path in found if path.name.isdigit()]
+
+
 def objectives(workdir: pathlib.Path) -> list[list[float]]:
     return [row["objective"] for row in logged(workdir)]
 
@@ -156,8 +162,7 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_pa
     both = processes(2)
     both.start(*flags)
     # Checkpoints that were written before change nothing about it.
-    folder = tmp_path / "run" / "checkpoints" / "batch_0000"
-    both.wait_until(lambda: any(p.name.isdigit() for p in folder.glob("*")))
+    both.wait_until(lambda: saved(tmp_path / "run"))
     both.all[1].send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert both.end() == [Preempted.STATUS] * 2
@@ -166,7 +171,7 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_pa
     (line,) = said
     assert line.startswith("stopped by SIGTERM after step ")
     step = int(line.split()[5])
-    assert max(int(p.name) for p in folder.iterdir()) == step
+    assert max(saved(tmp_path / "run")) == step
     # On another number of devices, and stopped once more.
     one = processes(1)
     one.start(*flags)
@@ -194,10 +199,10 @@ def test_sums_over_shared_rows_never_wait_for_each_other(processes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_with_a_line(processes, victim):
+def test_a_process_that_is_killed_ends_the_other_with_a_line(processes, tmp_path, victim):
     both = processes(2)
     both.start(LONG, "--config.checkpoint_seconds=0")
-    both.wait_for("search 2/3000")
+    both.wait_until(lambda: saved(tmp_path / "run"))
     both.all[victim].kill()
     began = time.monotonic()
     assert both.end(1 - victim) == [2]

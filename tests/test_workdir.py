@@ -366,6 +366,22 @@ def test_killed_while_saving_many_times(tmp_path, config, repository):
     check_saved(tmp_path, config, saved)
 
 
+def test_outdated_checkpoints_are_deleted_while_none_is_moved_there(tmp_path, config, monkeypatch):
+    clear = Workdir._clear
+
+    def checked(self, name):
+        manager = self._managers.get(name)
+        assert manager is None or not manager.is_saving_in_progress()
+        clear(self, name)
+
+    monkeypatch.setattr(Workdir, "_clear", checked)
+    with Workdir(tmp_path, config) as workdir:
+        for step in range(5):
+            workdir.save("search", step, {"a": np.zeros((300, 300))})
+    kept = {p.name for p in (tmp_path / "checkpoints" / "search").iterdir()}
+    assert kept == {"3", "4"}
+
+
 # ---- other files
 
 

@@ -237,7 +237,7 @@ def test_real_data_runs_the_search_that_figures_build(
     # `forward` is search.spaces=given, which is not the default.
     fields.append("--config.search.spaces=given")
     problem = figures.build(figures.load_config("configs/arrays.py", fields))
-    state = next(hypergradient_accuracy.walk(problem, 0, 2, [3]))
+    state = next(hypergradient_accuracy.walk(problem, 0, 2, [3], []))
     _, info = jax.jit(search.step, static_argnames="settings")(
         state, 0, problem.data, problem.log_prior, settings=problem.settings
     )
