@@ -23,7 +23,7 @@ from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax import stores
-from hume_jax.errors import UserError
+from hume_jax.errors import LostProcess, UserError
 from hume_jax.files import atomic_write, existing_folder
 from hume_jax.mirror import Mirror
 
@@ -154,7 +154,9 @@ class Workdir:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        self.finish()
+        # A checkpoint that another process is missing from will never be complete.
+        if not isinstance(error, LostProcess):
+            self.finish()
         self.publish()
         if self._lock is not None:
             self._lock.close()
