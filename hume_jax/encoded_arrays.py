@@ -84,6 +84,8 @@ def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str,
         )
     paths, found = [], []
     for path, spec in zip(given, specs, strict=True):
+        if spec:
+            stores.check_local(path, field)
         if not path and not spec:
             raise UserError(
                 f"config field {field!r} is {given}: where 'encode.{name}' has '' for an encoder, "
@@ -91,8 +93,6 @@ def _fill_field(values: dict[str, Any], split: str, name: str, specs: tuple[str,
             )
         if not path:
             place = str(folder_of(values, split) / f"{presets.slug(presets.parse(spec))}.npy")
-        elif spec and stores.is_store(path):
-            stores.check_local(path, field)
         elif spec and not path.endswith(".npy"):
             raise UserError(f"config field {field!r} is {path!r}: encoded arrays are .npy files")
         else:

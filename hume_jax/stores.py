@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What reaches each of them.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # As fsspec calls the file systems.
-_FILE_SYSTEMS = ("gs", "gcs", *_PACKAGES)
+_FILE_SYSTEMS = ("gcs", *_PACKAGES)
 _REASON = 200
 
 

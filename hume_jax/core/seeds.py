@@ -5,6 +5,7 @@ on. One seed is the plain search.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,20 +28,19 @@ def init(seeds: Array, tasks: Array, data: Data, settings: Search) -> State:
       data: the search rows.
       settings: of the search.
     """
-    if len(seeds) == 1:
-        return search.init(seeds[0], tasks, data, settings)
-    one = functools.partial(search.init, tasks=tasks, data=data, settings=settings)
-    return _joined(jax.vmap(one, out_axes=_STATE)(seeds), 0)
+    return _each(functools.partial(search.init, tasks=tasks, data=data, settings=settings), seeds)
 
 
 def blank(seeds: Array, tasks: Array, dim: int, widths: tuple[int, ...], settings: Search) -> State:
     """As `search.blank`, of every seed; arguments as of `init` and that."""
+    sizes: dict[str, Any] = {"tasks": tasks, "dim": dim, "widths": widths, "settings": settings}
+    return _each(functools.partial(search.blank, **sizes), seeds)
+
+
+def _each(one: Callable[[Array], State], seeds: Array) -> State:
+    """The states of all seeds, joined."""
     if len(seeds) == 1:
-        return search.blank(seeds[0], tasks, dim, widths, settings)
-
-    def one(seed: Array) -> State:
-        return search.blank(seed, tasks, dim, widths, settings)
-
+        return one(seeds[0])
     return _joined(jax.vmap(one, out_axes=_STATE)(seeds), 0)
 
 
