@@ -19,7 +19,8 @@ fit, compiled alone and timed in turns with it; bytes those products move; secon
 peak memory. A row for each of the grid's sizes of subset, columns of phi2, classes and tasks.
 
 `cost`: whether the time of a step grows as its work does: along the rows of a subset, the columns
-of phi2 and the classes, one at a time, with the least-squares line through each, and a picture.
+of phi2 and the classes, one at a time, with the least-squares line through each, and a picture; the
+directions of phi2 (an eigendecomposition), found once a run, apart.
 
 `memory`: bytes that searches are planned to take, beside those that XLA lays their programs out
 for; nothing is run.
@@ -233,17 +234,19 @@ def cost(options: argparse.Namespace) -> str:
     """Times along each axis."""
     rows, curves, device = [], {}, ""
     for axis, sizes in AXES.items():
-        seconds = []
+        seconds, once = [], []
         for size in sizes:
             found = run_case(case_of({**MIDDLE, axis: size}, options), options)
             seconds.append(float(np.median(found["step_seconds"])))
+            once.append(found["directions_seconds"])
             device = found["device"]
         values, off = line(sizes, seconds)
         curves[axis] = (sizes, seconds, values)
-        for size, took, value, away in zip(sizes, seconds, values, off, strict=True):
-            rows.append([axis, str(size), f"{took:.4g}", f"{value:.4g}", f"{away:+.1%}"])
+        for size, directions, *step, away in zip(sizes, once, seconds, values, off, strict=True):
+            times = [f"{value:.4g}" for value in (directions, *step)]
+            rows.append([axis, str(size), *times, f"{away:+.1%}"])
     draw(options.out / "cost.png", curves)
-    head = ["along", "size", "step, s", "line", "off"]
+    head = ["along", "size", "directions, once, s", "step, s", "line", "off"]
     table = figures.write_table(options.out, head, rows, name="cost")
     middle = ", ".join(f"{value} {name}" for name, value in MIDDLE.items())
     return f"{device}; {middle} but for the axis\n\n{table}"

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from hume_jax import compiling, memory, work
-from hume_jax.core import search
+from hume_jax.core import inner_fit, search
 
 
 class Case(NamedTuple):
@@ -105,6 +105,14 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def directions_seconds(columns: int, repeats: int = 3) -> float:
+    """Of the eigendecomposition that finds the directions of phi2, once a run; the median."""
+    made = np.random.default_rng(0).standard_normal((2 * columns, columns))
+    gram = made.T @ made / len(made)
+    found = functools.partial(inner_fit.coordinates, gram, penalty=1e-3)
+    return float(np.median([seconds_of(found) for _ in range(repeats)]))
+
+
 def measure(case: Case) -> dict[str, Any]:
     """Times steps and plain products in turns."""
     problem, shape = problem_of(case)
@@ -141,6 +149,7 @@ def measure(case: Case) -> dict[str, Any]:
         "step_bytes": work.step_bytes(shape, problem.settings, case.tasks),
         "inner_products": work.inner_products(problem.settings),
         "compile_seconds": compiled,
+        "directions_seconds": directions_seconds(case.columns[1] + 1),
         "program_bytes": {
             name: getattr(taken, f"{name}_size_in_bytes")
             for name in ("argument", "output", "alias", "temp")

@@ -84,16 +84,36 @@ def test_orthonormal_map_is_the_polar_factor(rng, rows, k, condition):
         np.testing.assert_allclose(q, u @ vt, atol=2e-4 * max(1, condition / 30))
 
 
-def test_polynomials_bring_singular_values_to_one():
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-7), ("float64", 1e-14)])
+def test_polynomials_bring_singular_values_to_one(dtype, error):
     """All that the map promises, and none falls far on its way once it has risen."""
-    values = np.concatenate([np.geomspace(1e-3, 1, 10001), [1 + 1e-6]])
+    values = np.concatenate([np.geomspace(1.1e-3, 1, 10001), [1 + 1e-3]])
     risen = np.zeros(len(values), bool)
-    for a, b, c in task_encoder._POLYNOMIALS:
-        values = a * values + b * values**3 + c * values**5
-        risen |= values > 0.4
-        assert values[risen].min() > 0.39
-        assert values.max() < 1.21
-    np.testing.assert_allclose(values, 1, atol=1e-9)
+    for *polynomial, centre in task_encoder._polynomials(dtype):
+        values = values * np.polynomial.Polynomial(polynomial)(values**2 - centre)
+        risen |= values > 0.33
+        assert values[risen].min() > 0.32
+        assert values.max() < 1.101
+    np.testing.assert_allclose(values, 1, atol=error)
+
+
+@pytest.mark.parametrize("k", [2, 10, 150])
+def test_bound_of_the_singular_values_is_near(rng, k):
+    for condition in (1, 10, 1000):
+        theta = _with_condition(rng, 200, k, condition).astype(np.float32)
+        gram, square, scale = task_encoder._scaled_gram(7 * theta)
+        assert 7 * (1 - 1e-5) <= scale <= 7 * k**0.125 * (1 + 1e-5)
+        np.testing.assert_allclose(gram, theta.T @ theta * (7 / scale) ** 2, atol=1e-6)
+        np.testing.assert_allclose(square, gram @ gram, atol=1e-6)
+
+
+def test_a_search_may_begin_at_columns_much_alike(rng):
+    """Two passes go far below what the map is held to at a step."""
+    theta = _with_condition(rng, 300, 100, 3000)
+    u, _, vt = np.linalg.svd(theta, full_matrices=False)
+    q = np.asarray(task_encoder._orthonormal(theta.astype(np.float32)))
+    np.testing.assert_allclose(q.T @ q, np.eye(100), atol=1e-5)
+    np.testing.assert_allclose(q, u @ vt, atol=1e-3)
 
 
 def test_orthonormal_map_leaves_orthonormal_input():

@@ -92,6 +92,7 @@ def test_the_cost_along_each_axis_beside_a_line(found, tmp_path, monkeypatch):
     rows = [line.split("|")[1:-1] for line in (tmp_path / "cost.md").read_text().splitlines()[2:]]
     assert len(rows) == sum(map(len, benchmark.AXES.values()))
     assert all(abs(float(row[-1].strip(" %"))) < 0.1 for row in rows)
+    assert {float(row[2]) for row in rows} == {float(f"{found['directions_seconds']:.4g}")}
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
 
