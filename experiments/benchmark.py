@@ -79,7 +79,7 @@ MIDDLE = {"rows": 4000, "columns": 768, "n_classes": 10, "tasks": 16}
 AXES: dict[str, tuple[int, ...]] = {
     "rows": (2000, 4000, 6000, 8000, 10000),
     "columns": (256, 512, 768, 1024, 1280),
-    "n_classes": (10, 50, 100, 250, 500, 1000),
+    "n_classes": (10, 50, 100, 250, 500, 750, 1000),
 }
 # Fewest columns of the encoder's output, tasks times classes, for which the line is asked to hold.
 _ENOUGH = 128

@@ -31,8 +31,16 @@ PACKAGE = Path(__file__).resolve().parent
 # One field holds either one path or several; this is its type for `ml_collections`.
 PATHS = (str, tuple)
 
-# Fields that say how fast a run is and, but for rounding, nothing of what it finds.
-SPEED = ("encode.batch", "encode.threads", "mesh.task", "mesh.data")
+# Fields that say how fast a run is, what it tells and what it keeps meanwhile; but for rounding
+# they change nothing of what it finds.
+SPEED = (
+    "encode.batch",
+    "encode.threads",
+    "mesh.task",
+    "mesh.data",
+    "log_every",
+    "checkpoint_seconds",
+)
 
 
 class _PathsParser(flags.ArgumentParser):

@@ -126,8 +126,8 @@ def lines(summed: Mapping[str, Any]) -> Sequence[str]:
     sums = [sum(kinds[kind] for kinds in summed["parts"].values()) for kind in KINDS]
     rows.append(f"{'all':<12}" + "".join(f"{value:>12.4f}" for value in sums) + f"{1:>9.0%}")
     return [
-        f"{summed['steps']} steps of {summed['seconds_per_step']:.4g} s; seconds of a step's "
-        "operations, summed over threads:",
+        f"{summed['steps']} steps of {summed['seconds_per_step']:.4g} s while traced, which takes "
+        "longer than without; seconds of a step's operations, summed over threads:",
         head,
         *rows,
     ]

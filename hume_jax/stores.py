@@ -5,6 +5,7 @@ those who have one.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -55,8 +56,16 @@ def open_path(url: str) -> "epath.Path":
     if not re.match(r"\w+://[^/]+", url) or ".." in url.split("/"):
         raise UserError(f"{url} is no path in an object store, such as gs://BUCKET/FOLDER/FILE.npy")
     # Half a second that those with local files alone need not wait.
-    import fsspec
     from etils import epath
+
+    _settle()
+    return epath.Path(url)
+
+
+@functools.cache
+def _settle() -> None:
+    """Sets the packages that reach the stores, once: quiet, and without lists of their own."""
+    import fsspec
 
     for name in ("fsspec", *_PACKAGES.values()):
         # Of how they read, they tell a line each time; of what fails, more than the error says.
@@ -64,7 +73,6 @@ def open_path(url: str) -> "epath.Path":
     for name in _FILE_SYSTEMS:
         # What other hosts write is seen at once.
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
-    return epath.Path(url)
 
 
 @contextlib.contextmanager

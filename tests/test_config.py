@@ -354,7 +354,8 @@ def test_json_hash_and_default_workdir():
     assert len(config_lib.config_hash(config)) == 64
     other = config_lib.resolve(given(class_prior=(1, 1, 2), seed=1))
     assert config_lib.config_hash(other) != config_lib.config_hash(config)
-    faster = config_lib.resolve(given(class_prior=(1, 1, 2), encode__threads=7, encode__batch=9))
+    speed = {"encode__threads": 7, "encode__batch": 9, "log_every": 3, "checkpoint_seconds": 1.0}
+    faster = config_lib.resolve(given(class_prior=(1, 1, 2), **speed))
     assert config_lib.config_hash(faster) == config_lib.config_hash(config)
     assert config_lib.difference(json.loads(text), faster) == []
     name = config_lib.default_workdir("configs/arrays.py:transductive", config)

@@ -68,7 +68,10 @@ def find(path: str) -> tuple[Remote | None, str]:
 
 
 def head(remote: Remote, count: int) -> bytes:
-    """Reads the first bytes of an object, or all if there are less."""
+    """Reads the first bytes of an object, or all if there are less; of its copy if it is whole."""
+    if is_whole(remote):
+        with place(remote.url).open("rb") as file:
+            return file.read(count)
     return _read(remote.url, 0, min(count, remote.size))
 
 

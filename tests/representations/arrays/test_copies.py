@@ -51,7 +51,9 @@ def put(url, array, tmp_path):
     stores.open_path(url).write_bytes((tmp_path / "array.npy").read_bytes())
 
 
-def test_an_array_is_copied_by_ranges_of_rows_and_once(folder, tmp_path, cache, ranges):
+def test_an_array_is_copied_by_ranges_of_rows_and_once(
+    folder, tmp_path, cache, ranges, monkeypatch
+):
     url = f"{folder}/a/x.npy"
     put(url, ROWS, tmp_path)
     stored = formats.open_header(url)
@@ -64,6 +66,7 @@ def test_an_array_is_copied_by_ranges_of_rows_and_once(folder, tmp_path, cache, 
     place = cache / "gs" / url.removeprefix("gs://")
     assert place == formats.find_array(url)
     assert place.read_bytes() == (tmp_path / "array.npy").read_bytes()
+    monkeypatch.setattr(copies, "_read", lambda *_: pytest.fail("the object was read again"))
     assert isinstance(formats.open_array(url), np.memmap)
     assert len(ranges) == 10, "nothing is copied a second time"
 
