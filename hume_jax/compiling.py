@@ -11,6 +11,9 @@ _CPU: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "",
     # Its older way to write code compiles in half the time what then takes as long.
     "xla_cpu_use_fusion_emitters": False,
+    # LLVM's third level takes two seconds for a program that draws random numbers, and nothing that
+    # is drawn or computed comes sooner for it.
+    "xla_backend_optimization_level": "2",
 }
 
 

@@ -329,11 +329,8 @@ def to_json(config: config_dict.ConfigDict) -> str:
 
 def config_hash(config: config_dict.ConfigDict) -> str:
     """Returns the SHA-256 of the resolved config, but for `SPEED`, in hexadecimal."""
-    values = config_dict.ConfigDict(config).to_dict()
-    for name in SPEED:
-        section, field = name.split(".")
-        del values[section][field]
-    return hashlib.sha256(to_json(config_dict.ConfigDict(values)).encode()).hexdigest()
+    values = {name: value for name, value in flatten(config).items() if name not in SPEED}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
