@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -36,6 +37,8 @@ CASES = {
 FIELDS = ("--config.search.steps=1000000", "--config.checkpoint_seconds=0")
 # Seconds until a search has begun, and until a process that should end is given up.
 _BEGUN, _ENDED = 300, 180
+# Characters of the last line that the table has.
+_SAID = 90
 
 
 class Ending(NamedTuple):
@@ -75,7 +78,8 @@ def row(name: str, found: Sequence[Ending]) -> list[str]:
     """Of one case: the lowest and the highest time, all statuses, the first line."""
     seconds = sorted(ending.seconds for ending in found)
     statuses = sorted({str(status) for ending in found for status in ending.statuses})
-    return [name, f"{seconds[0]:.1f} to {seconds[-1]:.1f}", ", ".join(statuses), found[0].line]
+    line = textwrap.shorten(found[0].line, _SAID, placeholder=" ...")
+    return [name, f"{seconds[0]:.1f} to {seconds[-1]:.1f}", ", ".join(statuses), line]
 
 
 def end(options: argparse.Namespace, what: signal.Signals, victim: int) -> Ending:
