@@ -317,7 +317,10 @@ def sparsemax(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Runs a command."""
     options = parse_arguments(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    repeats = getattr(options, "repeats", 1)
+    if repeats < 1:
+        raise UserError(f"--repeats={repeats}: it must be at least 1")
+    figures.make_folder(options.out)
     commands = {"steps": steps, "cost": cost, "memory": memory, "scaling": scaling}
     commands |= {"sparsemax": sparsemax}
     commands |= dict.fromkeys(("authors", "quality", "turtle"), beside)

@@ -47,15 +47,15 @@ def _launched(case: dict[str, Any], processes: int, devices: int) -> dict[str, A
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    workers = []
-    for index in range(processes):
-        job = {"case": case, "processes": processes, "index": index, "port": port}
-        held = benchmark_runs.held_to(1, index) if processes > 1 else []
-        command = [*held, sys.executable, str(WORKER), json.dumps(job)]
-        workers.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        )
+    held = [benchmark_runs.held_to(1, i) if processes > 1 else [] for i in range(processes)]
+    workers: list[subprocess.Popen[str]] = []
     try:
+        for index, prefix in enumerate(held):
+            job = {"case": case, "processes": processes, "index": index, "port": port}
+            command = [*prefix, sys.executable, str(WORKER), json.dumps(job)]
+            workers.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+            )
         printed = [worker.communicate()[0] for worker in workers]
     finally:
         for worker in workers:

@@ -65,7 +65,11 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         raise UserError(f"--cases: there is no {unknown[0]!r}, there are {', '.join(CASES)}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.repeats < 1:
+        raise UserError(f"--repeats={options.repeats}: it must be at least 1")
+    if figures.cores() < 2:
+        raise UserError("two processes need a core each, there is one")
+    figures.make_folder(options.out)
     rows = []
     for name in options.cases:
         found = [end(options, *CASES[name]) for _ in range(options.repeats)]
@@ -91,10 +95,11 @@ def end(options: argparse.Namespace, what: signal.Signals, victim: int) -> Endin
     folder = options.out / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    processes = start(folder, options)
+    processes: list[subprocess.Popen[bytes]] = []
     # One that was asked to end does so too; of one that was killed or hangs nothing is expected.
     left = [i for i in range(2) if what == signal.SIGTERM or i != victim]
     try:
+        start(processes, folder, options)
         wait_for_checkpoint(folder, processes)
         processes[victim].send_signal(what)
         began = time.monotonic()
@@ -106,23 +111,24 @@ def end(options: argparse.Namespace, what: signal.Signals, victim: int) -> Endin
         for process in processes:
             process.kill()
             process.wait()
-    return Ending(seconds, statuses, log(folder, left[0]).read_text().splitlines()[-1])
+    *_, line = ["", *log(folder, left[0]).read_text().splitlines()]
+    return Ending(seconds, statuses, line)
 
 
-def start(folder: pathlib.Path, options: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
-    """Starts both processes, on a core each."""
+def start(
+    processes: list[subprocess.Popen[bytes]], folder: pathlib.Path, options: argparse.Namespace
+) -> None:
+    """Starts both processes, on a core each, and adds them to a list as they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "hume_jax.main", f"--config={options.config}"]
     command += [f"--workdir={folder / 'workdir'}", f"--distributed=127.0.0.1:{port}"]
     command += ["--processes=2", *FIELDS, *options.fields]
-    processes = []
     for i in range(2):
         with log(folder, i).open("wb") as file:
             own = [*benchmark_runs.held_to(1, i), *command, f"--process={i}"]
             processes.append(subprocess.Popen(own, stdout=file, stderr=subprocess.STDOUT))
-    return processes
 
 
 def log(folder: pathlib.Path, process: int) -> pathlib.Path:

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         config = encoding.ensure(config, processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
-        sys.exit(130)
+        processes.end(130)
     if processes.first:
         with command_line.printing():
             for split in ("train", "test"):

@@ -27,6 +27,18 @@ class Preempted(Exception):
     STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+def end_now(status: int) -> NoReturn:
+    """Ends the process with a status, at once.
+
+    At exit Python would take away what computations that are still under way need, which may end in
+    a crash of another status; and JAX would wait for other processes.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 class LostProcess(UserError):
     """Another process of the run is gone, so this one has to end without it."""
 
@@ -35,6 +47,4 @@ class LostProcess(UserError):
     def end(self) -> NoReturn:
         """Ends the process at once; at exit JAX would wait for the other one, and end in a dump."""
         sys.stderr.write(f"error: {self}\n")
-        sys.stderr.flush()
-        logging.shutdown()
-        os._exit(2)
+        end_now(2)

@@ -68,10 +68,10 @@ def main(argv: list[str]) -> None:
         summary = pipeline.run(config, workdir, processes, _PROFILE.value)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        processes.end(130)
     except Preempted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(Preempted.STATUS)
+        processes.end(Preempted.STATUS)
     if not processes.first:
         return
     kept = "results, labels and plots" if config.plots else "results and labels"
@@ -114,7 +114,7 @@ def _encoded(
         ) from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
-        sys.exit(130)
+        processes.end(130)
 
 
 def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:

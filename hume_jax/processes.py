@@ -6,14 +6,15 @@ import os
 import pathlib
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from absl import logging
 
-from hume_jax.errors import LostProcess, UserError
+from hume_jax.errors import LostProcess, UserError, end_now
 
 if TYPE_CHECKING:
     from etils import epath
@@ -107,6 +108,12 @@ class Processes(NamedTuple):
             while _pulse:
                 _pulse.pop().stop()
             jax.distributed.shutdown()
+
+    def end(self, status: int) -> NoReturn:
+        """Ends this process: with the others, or at once where it is by itself, or they parted."""
+        if self.total == 1 or not _pulse:
+            end_now(status)
+        sys.exit(status)
 
     def check_shared(self, folder: "pathlib.Path | epath.Path") -> None:
         """Checks that all processes see the same folder; all ask at the same time.
@@ -230,8 +237,12 @@ def start(coordinator: str, count: int, index: int) -> Processes:
                 "process 0, --processes=COUNT and --process=NUMBER"
             ) from error
         return _joined()
-    if not re.fullmatch(r".+:[0-9]+", coordinator):
-        raise UserError(f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT")
+    port = re.fullmatch(r".+:([0-9]+)", coordinator)
+    if not port or not 0 < int(port[1]) < 2**16:
+        raise UserError(
+            f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT with a port from 1 to "
+            "65535"
+        )
     if not 0 <= index < count:
         raise UserError(
             f"process is {index} of {count} processes: they are counted from 0, --process=0 to "
@@ -239,6 +250,8 @@ def start(coordinator: str, count: int, index: int) -> Processes:
         )
     if index:
         _wait_for(coordinator)
+    else:
+        _check_free(int(port[1]))
     logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
     jax.distributed.initialize(
         coordinator,
@@ -260,6 +273,19 @@ def _joined() -> Processes:
         _pulse.append(Pulse(*processes))
         _pulse[-1].start()
     return processes
+
+
+def _check_free(port: int) -> None:
+    """Raises a `UserError` if another program listens where this process is to."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at port {port} ({error.strerror}): give all processes "
+                "another one, --distributed=HOST:PORT"
+            ) from error
 
 
 def _wait_for(coordinator: str) -> None:

@@ -91,6 +91,9 @@ def run(
         runner = _Runner(plan, feed, workdir, watch, processes, profile)
         batches = _run(plan, feed, runner)
         workdir.finish()
+        # What came after the last block, or to a search that had no steps left.
+        if watch.asked():
+            raise _preempted("the last step")
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
     seconds["checkpoint"] = runner.saving
     if isinstance(feed, FromDisk):
@@ -106,6 +109,12 @@ def run(
     )
     _check_left(plan, dropped)
     return Outcome(theta, dropped, seconds)
+
+
+def _preempted(where: str) -> Preempted:
+    return Preempted(
+        f"stopped by SIGTERM after {where}, which is saved; the same command goes on from there"
+    )
 
 
 def _check_left(plan: Plan, dropped: np.ndarray) -> None:
@@ -227,15 +236,12 @@ class _Runner:
                     self._workdir.append(row)
                 seconds = 0.0
             progress.update(length, objective=_mean_objective(info))
-            stop = self._watch.asked() and not done
+            stop = self._watch.asked()
             if done or stop or self._due():
                 self._save(batch, step, state)
             if stop:
                 self._workdir.finish()
-                raise Preempted(
-                    f"stopped by SIGTERM after step {step} of {plan.steps}, which is saved; the "
-                    "same command goes on from there"
-                )
+                raise _preempted(f"step {step} of {plan.steps}")
         return state
 
     @contextlib.contextmanager

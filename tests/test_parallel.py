@@ -5,6 +5,7 @@ The two processes run this file as a script: `test_parallel.py PORT INDEX FOLDER
 
 import functools
 import pathlib
+import socket
 import sys
 
 import jax
@@ -188,6 +189,21 @@ def test_a_process_zero_that_does_not_answer_is_named(free_port, monkeypatch):
     where = f"127.0.0.1:{free_port}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {where} .*refused"):
         processes.start(where, 2, 1)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999999", "http"])
+def test_a_port_that_there_is_not(port):
+    for number in range(2):
+        with pytest.raises(UserError, match=r"must be 'auto' or HOST:PORT with a port from 1 to"):
+            processes.start(f"127.0.0.1:{port}", 2, number)
+
+
+def test_a_port_that_is_taken_is_told_by_process_zero(free_port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free_port))
+        other.listen()
+        with pytest.raises(UserError, match=f"cannot listen at port {free_port} .*in use"):
+            processes.start(f"127.0.0.1:{free_port}", 2, 0)
 
 
 def test_a_host_that_does_not_exist_is_told_at_once():

@@ -8,9 +8,10 @@ import time
 import pytest
 
 from hume_jax import config as config_lib
-from hume_jax import pipeline, scoring
+from hume_jax import pipeline, scoring, search_loop
 from hume_jax.errors import Preempted
-from hume_jax.preemption import ending
+from hume_jax.preemption import Watch, ending
+from hume_jax.processes import ALONE
 
 
 def test_work_is_ended_at_once_and_what_listened_before_listens_again():
@@ -22,6 +23,41 @@ def test_work_is_ended_at_once_and_what_listened_before_listens_again():
     with ending():
         pass
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_a_watch_was_not_asked_about_is_passed_on():
+    with pytest.raises(Preempted), ending(), Watch(ALONE):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyError), ending(), Watch(ALONE) as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.asked()
+        raise KeyError
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("where", ["_report_dropped", "_save"])
+def test_a_run_that_is_ended_in_its_last_block_or_after_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = config_lib.load("configs/testing.py")
+    config.n_tasks, config.baselines, config.plots = 2, False, False
+    config.search.steps = config.log_every = 4
+    config.search.anneal_steps = ()
+    function = getattr(search_loop._Runner, where)
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search_loop._Runner, where, interrupted)
+        with pytest.raises(Preempted, match=r"stopped by SIGTERM after .*step"):
+            pipeline.run(config, tmp_path)
+    assert not (tmp_path / "scores.npz").exists()
+    searched = (tmp_path / "metrics.jsonl").read_text()
+    pipeline.run(config, tmp_path)
+    assert (tmp_path / "results.json").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == searched, "it was not searched again"
 
 
 @pytest.mark.usefixtures("quickly_compiled")

@@ -181,7 +181,7 @@ def test_killed_at_random_moments(start, tmp_path):
         ("searching", lambda run: checkpoints(run.workdir), 2),
         ("searching on", lambda run: len(checkpoints(run.workdir)) > 1, 8),
         ("scoring", lambda run: "scoring 4 tasks" in run.log(), 3),
-        ("baselines", lambda run: "k-means in phi1" in run.log(), 4),
+        ("baselines", lambda run: "k-means in phi1" in run.log(), 1.5),
     )
     for name, reached, longest in moments:
         run = start("killed", cache=False)

@@ -33,6 +33,11 @@ def test_a_case_that_there_is_not(tmp_path):
         ending.main([f"--out={tmp_path}", "--cases", "rain"])
 
 
+def test_no_repeats(tmp_path):
+    with pytest.raises(UserError, match="--repeats=0: it must be at least 1"):
+        ending.main([f"--out={tmp_path}", "--repeats=0"])
+
+
 def test_a_search_that_does_not_begin(tmp_path, repository, monkeypatch):
     monkeypatch.chdir(repository)
     with pytest.raises(UserError, match=r"the search does not begin: see .*process_[01]\.log"):
