@@ -317,9 +317,7 @@ def sparsemax(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Runs a command."""
     options = parse_arguments(arguments)
-    repeats = getattr(options, "repeats", 1)
-    if repeats < 1:
-        raise UserError(f"--repeats={repeats}: it must be at least 1")
+    figures.check_repeats(getattr(options, "repeats", 1))
     figures.make_folder(options.out)
     commands = {"steps": steps, "cost": cost, "memory": memory, "scaling": scaling}
     commands |= {"sparsemax": sparsemax}

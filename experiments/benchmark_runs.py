@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,6 +72,13 @@ def answer(command: list[str], name: str, what: str = "") -> dict[str, Any]:
     if done.returncode:
         raise UserError(f"{name} ended with {done.returncode}{what}, it says why above")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def free_port() -> int:
+    """A port that nothing listens at, for the processes of a run to meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def held_to(threads: int, first: int = 0) -> list[str]:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -43,9 +42,7 @@ def _launched(case: dict[str, Any], processes: int, devices: int) -> dict[str, A
     Raises:
       UserError: there are fewer cores, or a process ended with an error.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = benchmark_runs.free_port()
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     held = [benchmark_runs.held_to(1, i) if processes > 1 else [] for i in range(processes)]
     workers: list[subprocess.Popen[str]] = []

@@ -12,7 +12,6 @@ import argparse
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -65,8 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         raise UserError(f"--cases: there is no {unknown[0]!r}, there are {', '.join(CASES)}")
-    if options.repeats < 1:
-        raise UserError(f"--repeats={options.repeats}: it must be at least 1")
+    figures.check_repeats(options.repeats)
     if figures.cores() < 2:
         raise UserError("two processes need a core each, there is one")
     figures.make_folder(options.out)
@@ -119,9 +117,7 @@ def start(
     processes: list[subprocess.Popen[bytes]], folder: pathlib.Path, options: argparse.Namespace
 ) -> None:
     """Starts both processes, on a core each, and adds them to a list as they are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = benchmark_runs.free_port()
     command = [sys.executable, "-m", "hume_jax.main", f"--config={options.config}"]
     command += [f"--workdir={folder / 'workdir'}", f"--distributed=127.0.0.1:{port}"]
     command += ["--processes=2", *FIELDS, *options.fields]

@@ -98,6 +98,12 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed={seed}: it must be from 0 to {config_checks.LAST_SEED}")
 
 
+def check_repeats(repeats: int) -> None:
+    """Raises a `UserError` if there is nothing to time."""
+    if repeats < 1:
+        raise UserError(f"--repeats={repeats}: it must be at least 1")
+
+
 def check_torch(python: str) -> None:
     """Raises a `UserError` if there is no such program, of `--torch-python`."""
     if not shutil.which(python):

@@ -52,7 +52,7 @@ class Watch:
           processes: those of the run.
         """
         self._alone = processes.total == 1
-        self._asked = self._told = False
+        self._asked = False
         self._before: Any = None
         self._points = 0
 
@@ -71,14 +71,14 @@ class Watch:
         """Puts back what listened before, and tells it what nobody has asked about."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
-            if self._asked and not self._told:
+            # By nobody: who was told has raised something.
+            if self._asked and kind is None:
                 signal.raise_signal(signal.SIGTERM)
 
     def asked(self) -> bool:
         """Whether to end here; all processes ask at the same step, and are told the same."""
         if self._alone:
-            self._told = self._asked
-            return self._told
+            return self._asked
         self._points += 1
         return multihost_utils.reached_preemption_sync_point(self._points)
 
