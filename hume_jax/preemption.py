@@ -12,27 +12,41 @@ from jax.experimental import multihost_utils
 from hume_jax.errors import Preempted
 from hume_jax.processes import Processes
 
+# Seconds after which a process that SIGTERM should have ended is told once more.
+_AGAIN = 5
+
 
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
     """Work of a process by itself that SIGTERM ends at once, by `Preempted`.
 
     What it has finished is kept, what it was at is begun again. Only the main thread of a process
-    can listen; others go on.
+    can listen; others go on. SIGALRM is taken too, for an exception that went no further.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # None, of what listens without Python, as JAX's service does: it cannot be put back.
-    before = signal.signal(signal.SIGTERM, _stop) or signal.SIG_DFL
+    numbers = signal.SIGTERM, signal.SIGALRM
+    before = {number: signal.signal(number, _stop) or signal.SIG_DFL for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        unheard = signal.alarm(0)
+        for number, listener in before.items():
+            signal.signal(number, listener)
+    if unheard:
+        raise _preempted()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Preempted(
+    # What is raised while Python takes an object away is printed there, and goes no further.
+    signal.alarm(_AGAIN)
+    raise _preempted()
+
+
+def _preempted() -> Preempted:
+    return Preempted(
         "stopped by SIGTERM; what was finished is kept, the same command goes on from there"
     )
 
@@ -60,6 +74,7 @@ class Watch:
         """Begins to listen. Only the main thread of a process can; others are never asked."""
         if self._alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._asked = signal.alarm(0) > 0  # of `ending`, that was not heard
         return self
 
     def __exit__(

@@ -266,10 +266,11 @@ def start(coordinator: str, count: int, index: int) -> Processes:
 def _joined() -> Processes:
     import jax
 
-    from hume_jax.pulse import Pulse
+    from hume_jax.pulse import Pulse, say_why_it_aborts
 
     processes = Processes(jax.process_index(), jax.process_count())
     if processes.total > 1:
+        say_why_it_aborts()
         _pulse.append(Pulse(*processes))
         _pulse[-1].start()
     return processes

@@ -1,5 +1,7 @@
-"""Tells when another process of a run has gone, in a line, before JAX ends this one in a dump."""
+"""Says in a line that another process of a run has gone, also where JAX ends this one in a dump."""
 
+import ctypes
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,8 @@ _EVERY = 3.0
 _PATIENCE = 30.0
 # What the store raises that does not answer, or knows no such key.
 _NO_ANSWER = (RuntimeError, ValueError, OSError)
+# What the system calls where this process aborts: kept, since it may do so at any time.
+_on_abort: list[Any] = []
 
 
 class Pulse(threading.Thread):
@@ -86,6 +90,28 @@ class Pulse(threading.Thread):
                 f"process {number} of this run has gone, it gave no sign of life for "
                 f"{_PATIENCE:.0f} s: {LostProcess.GO_ON}"
             )
+
+
+def say_why_it_aborts() -> None:
+    """Has the process end with a line and status 2 where JAX aborts it.
+
+    JAX watches process 0 too, and aborts where its connection breaks: nearly at once where the
+    process was killed, which may be sooner than a computation fails. Its client takes a callback
+    for that, yet calls it with what Python cannot hold (jaxlib 0.10), and Python's own handlers do
+    not run while a process aborts; so the system calls this one.
+    """
+    if not _on_abort:
+        _on_abort.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted))
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort[0])
+
+
+def _aborted(number: int) -> None:
+    if distributed.global_state.client is None:
+        return  # the processes have parted: it aborts, as it would have
+    LostProcess(
+        "JAX ended this process, the lines above say why: most likely another process of this run "
+        f"has gone: {LostProcess.GO_ON}"
+    ).end()
 
 
 def _key(number: int) -> str:

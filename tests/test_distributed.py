@@ -231,6 +231,45 @@ def test_a_process_that_hangs_ends_the_other(processes, victim):
     assert f"error: process {victim} of this run has gone, it gave no sign" in said
 
 
+JOINED = """
+import os, sys, time
+from hume_jax import processes
+number = int(sys.argv[2])
+both = processes.start(f"127.0.0.1:{sys.argv[1]}", 2, number)
+both.share(None)
+if sys.argv[3] == "parted":
+    both.part()
+    os.abort()
+if number == 0:
+    os.kill(os.getpid(), 9)
+while True:  # neither asks for the other
+    sum(range(1000))
+"""
+
+
+@pytest.mark.parametrize("when", ["killed", "parted"])
+def test_where_jax_aborts_a_process_a_line_says_why(repository, free_port, when):
+    """JAX sees that process 0 was killed before any computation fails; apart, none is missed."""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINED, str(free_port), str(i), when],
+            cwd=repository,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    if when == "killed":
+        assert [process.returncode for process in both] == [-signal.SIGKILL, 2]
+        last = said[1].splitlines()[-1]
+        assert last.startswith("error: JAX ended this process, the lines above say why: ")
+        assert "most likely another process of this run has gone: what is on disk is kept" in last
+    else:
+        assert [process.returncode for process in both] == [-signal.SIGABRT] * 2
+        assert not any("error: " in text for text in said)
+
+
 def test_processes_of_different_commands(processes, tmp_path):
     both = processes(2)
     both.start(own=["--config.seed=1"])

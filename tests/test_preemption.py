@@ -25,6 +25,34 @@ def test_work_is_ended_at_once_and_what_listened_before_listens_again():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+class Last:
+    """Told to end where an exception goes no further: while it is taken away."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("then", ["works on", "is done", "searches"])
+def test_an_end_that_nobody_heard_of_is_told_again(monkeypatch, then):
+    monkeypatch.setattr("hume_jax.preemption._AGAIN", 1)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(Preempted), ending():
+        last = Last()
+        del last
+        if then == "works on":
+            time.sleep(10)
+            pytest.fail("it was not told again")
+        if then == "searches":
+            with Watch(ALONE) as watch:
+                time.sleep(1.5)
+                assert watch.asked()
+                raise Preempted("with its state saved")
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.alarm(0) == 0
+
+
 def test_what_a_watch_was_not_asked_about_is_passed_on():
     with pytest.raises(Preempted), ending(), Watch(ALONE):
         os.kill(os.getpid(), signal.SIGTERM)
