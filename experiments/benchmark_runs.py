@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def run(
       python: that runs it.
 
     Raises:
-      UserError: it ended with an error, which it has printed; there are fewer cores.
+      UserError: it ended with an error, which it has printed; as `held_to`.
     """
 
     def find() -> dict[str, Any]:
@@ -82,9 +83,17 @@ def free_port() -> int:
 
 
 def held_to(threads: int, first: int = 0) -> list[str]:
-    """The start of a command line that runs on so many of this process's cores, from one on."""
+    """The start of a command line that runs on so many of this process's cores, from one on.
+
+    Raises:
+      UserError: there are fewer cores; nothing here holds a process to some of them.
+    """
     if not threads:
         return []
+    if not shutil.which("taskset"):
+        raise UserError(
+            "there is no taskset, which holds a process to some cores (util-linux): run it on Linux"
+        )
     cores = sorted(os.sched_getaffinity(0))
     if first + threads > len(cores):
         raise UserError(f"--threads={threads}: there are {len(cores)} cores")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 # Before the first computation, which fixes the number of devices.
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 4)
 # (n, d) - (d,) is more often a slip than meant; the code says `[None]` where it is meant.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -430,13 +430,13 @@ def test_tasks_in_several_batches_are_the_same_tasks(search, plain):
 
 @pytest.mark.parametrize(("tasks", "idle"), [(4, 0), (3, 0), (1, 1)])
 def test_devices_that_stay_idle_are_told(tasks, idle):
-    """Two devices share four tasks, or the rows of three; a single shard cannot be shared."""
+    """Four devices share four tasks, or the rows of three; a single shard cannot be shared."""
     config = config_lib.resolve(config_lib.load("configs/testing.py"))
     config.n_tasks, config.search.shards = tasks, 1 if tasks == 1 else 8
     plan = planning.make_plan(config, ROWS, COLUMNS, (COLUMNS + 1,))
     lines = planning.idle(plan)
     assert len(lines) == idle
-    assert all(line.startswith("1 of 2 devices stay idle: 1 share batches of 1") for line in lines)
+    assert all(line.startswith("3 of 4 devices stay idle: 1 share batches of 1") for line in lines)
 
 
 def test_a_subset_larger_than_the_data_is_clamped():

@@ -118,6 +118,13 @@ def test_more_threads_than_cores(tmp_path):
         benchmark.main(["steps", "--threads=1000", f"--out={tmp_path}"])
 
 
+def test_where_nothing_holds_a_process_to_a_core(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert benchmark_runs.held_to(0) == []
+    with pytest.raises(UserError, match="there is no taskset, .*: run it on Linux"):
+        benchmark_runs.held_to(1)
+
+
 # ---- beside the authors' code
 
 TORCH = "--torch-python=sh"
