@@ -7,6 +7,10 @@ from jax import Array
 
 # A count at most doubles from one outer step to the next.
 _GROWTH = 2.0
+# The colder the labels, the fewer rows their derivative is taken at, and the less evens out what
+# the adjoint leaves: by the cosine of the hypergradient (docs/measurements.md), half at half of
+# this temperature does as much harm.
+_WARM = 0.5
 
 
 class Effort(NamedTuple):
@@ -22,7 +26,20 @@ class Effort(NamedTuple):
         return cls(*(jnp.asarray(c, jnp.int32) for c in (steps, newton_steps, adjoint_steps)))
 
 
-def adjust(count: Array, after: Array, before: Array, tolerance: float, most: int) -> Array:
+def adjoint_tolerance(tolerance: float, temperature: Array) -> Array:
+    """What the implicit adjoint may leave, relative, at a temperature T of the labels (Eq. 3).
+
+    Args:
+      tolerance: what the inner fit may leave.
+      temperature: ``()``.
+
+    Returns:
+      ``()``, ``tolerance min(T / 0.5, 1)``.
+    """
+    return tolerance * jnp.minimum(temperature / _WARM, 1)
+
+
+def adjust(count: Array, after: Array, before: Array, tolerance: float | Array, most: int) -> Array:
     """The number of steps to take next, by what the last ones left.
 
     A residual above the tolerance asks for as many steps as bring it there at the rate seen; one

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from hume_jax.core import inner_fit, solvers, subsets, task_encoder
-from hume_jax.core.effort import Effort, adjust
+from hume_jax.core.effort import Effort, adjoint_tolerance, adjust
 from hume_jax.core.inner_fit import InnerFit, Watch
 from hume_jax.core.objective import Subset, Terms, objective
 from hume_jax.core.subsets import Data as Data
@@ -394,8 +394,8 @@ def update(state: State, learned: Learned, settings: Search) -> tuple[State, Inf
         temperature=temperature,
         learning_rate=jnp.asarray(learning_rate_at(state.step), temperature.dtype),
     )
-    effort = _next_effort(state.effort, report, dropped == 0, settings.inner)
-    return State(state.task, theta, inner, opt, effort, dropped, state.step + 1), info
+    new = State(state.task, theta, inner, opt, state.effort, dropped, state.step + 1)
+    return new._replace(effort=_next_effort(new, report, settings)), info
 
 
 def _along(tasks: Array, like: Array) -> Array:
@@ -418,8 +418,15 @@ def effort_of(state: State) -> Effort:
     return Effort(*(count[0] for count in state.effort))
 
 
-def _next_effort(effort: Effort, report: Report, alive: Array, inner: InnerFit) -> Effort:
-    """Numbers of steps by what the solves of this step left, on average over the tasks."""
+def _next_effort(state: State, report: Report, settings: Search) -> Effort:
+    """Numbers of steps by what the solves of this step left, on average over the tasks.
+
+    Args:
+      state: after the step, but for its effort, which is that of the step.
+      report: of the step.
+      settings: of the search.
+    """
+    effort, inner, alive = state.effort, settings.inner, state.dropped == 0
     if not inner.tolerance or inner.adjoint == "unrolled":
         return effort
 
@@ -435,10 +442,14 @@ def _next_effort(effort: Effort, report: Report, alive: Array, inner: InnerFit) 
     *sums, count = jnp.sum(jnp.concatenate([left, alive[None].astype(left.dtype)]), axis=1)
     after, before, adjoint_after, adjoint_before = (s / jnp.maximum(count, 1) for s in sums)
     steps = adjust(effort.steps, after, before, inner.tolerance, inner.steps)
+    # Colder labels are other labels: a warm start is further from its solution than it was.
+    now, last = (_temperature(state._replace(step=state.step - i), settings) for i in range(2))
+    steps = jnp.where(now == last, steps, jnp.minimum(steps + 1, inner.steps))
     if inner.adjoint == "first_order":
         return effort._replace(steps=steps)
+    tolerance = adjoint_tolerance(inner.tolerance, now)
     adjoint_steps = adjust(
-        effort.adjoint_steps, adjoint_after, adjoint_before, inner.tolerance, inner.adjoint_steps
+        effort.adjoint_steps, adjoint_after, adjoint_before, tolerance, inner.adjoint_steps
     )
     return effort._replace(steps=steps, adjoint_steps=adjoint_steps)
 

@@ -35,6 +35,13 @@ def test_what_grew_is_no_rate():
     assert adjust(4, 3.0, 1.0) == 8
 
 
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, 0.1), (0.5, 0.1), (0.25, 0.05), (1e-3, 2e-4)]
+)
+def test_the_adjoint_may_leave_less_of_colder_labels(temperature, expected):
+    assert effort.adjoint_tolerance(0.1, np.float32(temperature)) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("after", [np.nan, np.inf])
 def test_a_residual_that_is_not_finite(after):
     assert adjust(4, after, np.nan) in (4, 8)

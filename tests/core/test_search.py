@@ -363,6 +363,25 @@ def test_the_inner_solves_take_as_many_steps_as_what_they_leave_asks_for(followi
     np.testing.assert_array_equal(start.effort.steps, [5])
 
 
+@pytest.mark.parametrize(
+    ("done", "expected"), [(1, (4, 6)), (2, (5, 10)), (3, (4, 10))], ids=["warm", "then", "cold"]
+)
+def test_colder_labels_ask_for_more_steps(start, done, expected):
+    """One of the fit as they get colder; the adjoint takes 6 to 0.05, hence 9.3 to 0.01."""
+    inner = InnerFit(steps=8, adjoint_steps=20, tolerance=0.1)
+    settings = SETTINGS._replace(
+        temperature=0.5, anneal_steps=(3,), anneal_temperature=0.1, inner=inner
+    )
+    effort = search.Effort(*(jnp.full(1, count, jnp.int32) for count in (4, 6, 6)))
+    state = start._replace(step=jnp.int32(done), effort=effort)
+    # What would leave both as they are, were all labels as warm as at first.
+    learned = search.nothing(state)
+    left = [jnp.full(len(TASKS), value) for value in (0.05, 0.2, 0.05, 0.2)]
+    report = search.Report(*learned.report[:3], *left)
+    after, _ = search.update(state, learned._replace(report=report), settings)
+    assert (int(after.effort.steps[0]), int(after.effort.adjoint_steps[0])) == expected
+
+
 def test_blocks_of_any_length_take_the_same_numbers_of_steps(data, following):
     settings, start, (whole, info) = following
     state, counts = start, []
