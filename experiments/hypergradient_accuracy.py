@@ -14,11 +14,11 @@ free matrix theta, before clipping.
 
 Prints a Markdown table: cosine (lowest and median over the tasks), ratio of the norms, what is left
 of the inner and the adjoint's problem, relative, the largest over tasks, and the products of the
-step, then those of a step on average over the whole search: two for each inner gradient and each
-product with the inner Hessian, the larger by the more directions there are, one where there are
-all. Where both gradients are zero, as those of a task whose labels are all hard, cosine and ratio
-are 1. The file has the figures of every task; stopped and started again, points that it holds are
-not computed anew.
+step, then those of a step on average over the whole search: two for each inner gradient, that at
+the solution among them, and each product with the inner Hessian, the larger by the more directions
+there are, one where there are all. Where both gradients are zero, as those of a task whose labels
+are all hard, cosine and ratio are 1. The file has the figures of every task; stopped and started
+again, points that it holds are not computed anew.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from jax import Array
 from ml_collections import config_dict
 
 from hume_jax import config as config_lib
+from hume_jax import work
 from hume_jax.core import inner_fit, search, solvers, task_encoder
 from hume_jax.core.objective import Subset
 from hume_jax.errors import UserError
@@ -220,13 +221,8 @@ def compare(
         "cosine": _quotient(np.sum(a * b, axis=1), norm_a * norm_b, norm_a, norm_b),
         "norm_ratio": _quotient(norm_a, norm_b, norm_a, norm_b),
         "norm": norm_b,
-        "products": float(
-            products(
-                np.asarray(state.effort.steps[0]),
-                np.asarray(state.effort.adjoint_steps[0]),
-                problem,
-                whole,
-            )
+        "products": products(
+            int(state.effort.steps[0]), int(state.effort.adjoint_steps[0]), problem, whole
         ),
         "inner_residual": have.inner_residual,
         "adjoint_residual": have.adjoint_residual,
@@ -235,9 +231,7 @@ def compare(
     }
 
 
-def products(
-    steps: np.ndarray, adjoint: np.ndarray, problem: figures.Problem, whole: figures.Problem
-) -> np.ndarray:
+def products(steps: int, adjoint: int, problem: figures.Problem, whole: figures.Problem) -> float:
     """Products of a step, on average over the second spaces, one where all directions are kept.
 
     Args:
@@ -246,11 +240,10 @@ def products(
       problem: what is searched.
       whole: the same in all directions.
     """
-    inner = problem.settings.inner
-    each = 1 + inner.newton_steps if inner.solver == "newton" else 1
-    fit = 2 * steps * each + (2 * adjoint if inner.adjoint == "implicit" else 0)
+    inner = problem.settings.inner._replace(steps=steps, adjoint_steps=adjoint, tolerance=0)
+    taken = work.inner_products(problem.settings._replace(inner=inner))
     widths = [[s.x.shape[-1] for s in p.data.spaces] for p in (problem, whole)]
-    return fit * sum(widths[0]) / sum(widths[1]) * problem.settings.subsets_per_step
+    return taken * sum(widths[0]) / sum(widths[1])
 
 
 def info_products(
@@ -258,8 +251,8 @@ def info_products(
 ) -> np.ndarray:
     """`products` of every step of a block; all tasks share their numbers of steps."""
     effort = info.effort
-    steps, adjoint = (np.asarray(count)[:, 0] for count in (effort.steps, effort.adjoint_steps))
-    return products(steps, adjoint, problem, whole)
+    counts = zip(effort.steps[:, 0], effort.adjoint_steps[:, 0], strict=True)
+    return np.array([products(int(fit), int(adjoint), problem, whole) for fit, adjoint in counts])
 
 
 def _quotient(
