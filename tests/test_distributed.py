@@ -51,8 +51,6 @@ class Processes:
         for i in range(self._count):
             folder = f"--workdir={self._folder / 'run'}"
             several = [*joined, f"--process={i}"] if self._count > 1 else []
-            cores = sorted(os.sched_getaffinity(0))
-            bind = functools.partial(os.sched_setaffinity, 0, {cores[i % len(cores)]})
             with self.log(i).open("w") as log:
                 self.all.append(
                     subprocess.Popen(
@@ -61,7 +59,7 @@ class Processes:
                         env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
                         stdout=subprocess.DEVNULL,
                         stderr=log,
-                        preexec_fn=bind if core else None,
+                        preexec_fn=functools.partial(_bind, i) if core else None,
                     )
                 )
 
@@ -97,6 +95,12 @@ def processes(repository, tmp_path, free_port) -> Iterator[Callable[[int], Proce
     for process in (process for run in started for process in run.all):
         process.kill()
         process.wait()
+
+
+def _bind(number: int) -> None:
+    """Holds this process to a core of its own, as far as there are as many."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def labels(workdir: pathlib.Path) -> np.ndarray:
