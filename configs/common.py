@@ -274,7 +274,7 @@ def _presets() -> config_dict.ConfigDict:
     # Steps of the fit: 'newton', 'nesterov' (accelerated gradient) or 'gradient' (plain).
     fast.inner.solver, paper.inner.solver = "newton", "gradient"
     # Number of these steps; with a tolerance, at first and at most.
-    fast.inner.steps, paper.inner.steps = 6, 300
+    fast.inner.steps, paper.inner.steps = 8, 300
     # Conjugate gradient steps in each step of 'newton'.
     fast.inner.newton_steps, paper.inner.newton_steps = 3, 6
     # Conjugate gradient steps of the implicit derivative; with a tolerance, at first and at most.

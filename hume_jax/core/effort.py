@@ -43,7 +43,8 @@ def adjust(count: Array, after: Array, before: Array, tolerance: float | Array, 
     """The number of steps to take next, by what the last ones left.
 
     A residual above the tolerance asks for as many steps as bring it there at the rate seen; one
-    that was below it before the last step, for one step less.
+    that was below it before the last step, for one step less; for two where, at that rate, it was
+    below it a step earlier still.
 
     Args:
       count: int32 steps taken, of any shape.
@@ -58,5 +59,7 @@ def adjust(count: Array, after: Array, before: Array, tolerance: float | Array, 
     growth = jnp.log(tolerance) / jnp.log(jnp.clip(after, tolerance, 0.999))
     more = jnp.ceil(count * jnp.clip(growth, 1, _GROWTH)).astype(jnp.int32)
     more = jnp.maximum(more, count + 1)
-    following = jnp.where(after > tolerance, more, jnp.where(before <= tolerance, count - 1, count))
+    earlier = before * (before / after)
+    less = jnp.where(before <= tolerance, 1, 0) + jnp.where(earlier <= tolerance, 1, 0)
+    following = jnp.where(after > tolerance, more, count - less)
     return jnp.clip(following, 1, most)

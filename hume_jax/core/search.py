@@ -419,17 +419,25 @@ def effort_of(state: State) -> Effort:
 
 
 def _next_effort(state: State, report: Report, settings: Search) -> Effort:
-    """Numbers of steps by what the solves of this step left, on average over the tasks.
+    """Numbers of steps that the inner solves of the next step take.
 
     Args:
       state: after the step, but for its effort, which is that of the step.
       report: of the step.
       settings: of the search.
     """
-    effort, inner, alive = state.effort, settings.inner, state.dropped == 0
+    inner = settings.inner
     if not inner.tolerance or inner.adjoint == "unrolled":
-        return effort
+        return state.effort
+    following = _following(state, report, settings)
+    # The first fits begin near the solution of their own labels: what they leave tells nothing of
+    # those to come, and none move as far as those of the second step.
+    return jax.tree.map(functools.partial(jnp.where, state.step > 1), following, state.effort)
 
+
+def _following(state: State, report: Report, settings: Search) -> Effort:
+    """Those that what the last ones left asks for, on average over the tasks."""
+    effort, inner, alive = state.effort, settings.inner, state.dropped == 0
     seen = [
         report.inner_residual,
         report.inner_before,

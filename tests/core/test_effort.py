@@ -21,6 +21,14 @@ def test_one_step_less_where_the_one_before_the_last_had_reached_it():
     assert adjust(1, 0.05, 0.09) == 1
 
 
+def test_two_less_where_the_one_before_that_had():
+    assert adjust(8, 0.02, 0.03) == 6
+    assert adjust(2, 0.02, 0.03) == 1
+    # Where the last step made it worse, it was below it before all the more.
+    assert adjust(8, 0.05, 0.04) == 6
+    assert adjust(8, 0.0, 0.0) in (7, 8)
+
+
 @pytest.mark.parametrize(("after", "expected"), [(0.2, 12), (0.32, 17), (0.101, 9), (0.9, 16)])
 def test_a_residual_asks_for_the_steps_that_reach_the_tolerance_at_the_rate_seen(after, expected):
     """8 steps to 0.2 are 11.4 to 0.1; twice as many at most, one more at least."""

@@ -352,10 +352,12 @@ def test_the_inner_solves_take_as_many_steps_as_what_they_leave_asks_for(followi
     settings, start, (state, info) = following
     for counts, most in ((info.effort.steps, 5), (info.effort.adjoint_steps, 9)):
         counts = np.asarray(counts)
-        # All tasks share them: first the most, then fewer, by one at a time.
+        # All tasks share them: first the most, then fewer, by two at a time at most.
         assert counts.shape == (8, 1)
         assert counts[0, 0] == most > counts[-1, 0] >= 1
-        assert np.all(np.diff(counts[:, 0]) >= -1)
+        assert np.all(np.diff(counts[:, 0]) >= -2)
+        # What the first ones left tells nothing of those that follow.
+        assert counts[1, 0] == most
     for residual in (info.inner_residual, info.adjoint_residual):
         assert np.all(np.mean(residual, axis=1)[1:] < 2 * 0.2)
     assert np.mean(info.adjoint_residual[-1]) > np.mean(info.adjoint_residual[0])
