@@ -1,23 +1,23 @@
 """What the commands share: the config's flags, and each mistake answered with one line."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import NoReturn, TypeVar
 
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 from hume_jax import config as config_lib
+from hume_jax import processes
 from hume_jax.errors import LostProcess, UserError
-
-if TYPE_CHECKING:  # What is imported here is imported before the flags are checked.
-    from hume_jax.processes import Processes
 
 _T = TypeVar("_T")
 # What a field of each type takes, in words.
@@ -27,6 +27,8 @@ _TAKES = {
     float: "a number",
     tuple: 'numbers in brackets and quotes, "(10,20)"',
 }
+# Of a disk that takes no more.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FLAGS = flags.FLAGS
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,10 +72,8 @@ def load_encoding() -> types.ModuleType:
     return encoding
 
 
-def join() -> "Processes":
+def join() -> processes.Processes:
     """Joins the processes of a run, as the flags say; before anything asks for a device."""
-    from hume_jax import processes
-
     return processes.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
 
 
@@ -163,7 +163,10 @@ def printing() -> Iterator[None]:
 
 
 def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
-    """Turns a `UserError` into one line and exit status 2; nothing is left open by then."""
+    """Turns a `UserError` into one line and exit status 2; nothing is left open by then.
+
+    A process of several that ends by whatever error does not keep the others waiting for it.
+    """
 
     def call(argv: list[str]) -> _T:
         try:
@@ -172,6 +175,34 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
             error.end()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _exit(2)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                _fail(1)
+            where = f" to {error.filename}" if error.filename else ""
+            print(
+                f"error: cannot write{where}: {error.strerror}; make room, the same command goes "
+                "on from what is on disk",
+                file=sys.stderr,
+            )
+            _exit(2)
+        except KeyboardInterrupt:
+            _fail(130)
+        except Exception:  # noqa: BLE001, it is raised again, or printed whole
+            _fail(1)
 
     return call
+
+
+def _fail(status: int) -> NoReturn:
+    """Ends by the exception of now, as Python does, but for others that wait for this process."""
+    if not processes.in_company():
+        raise  # noqa: PLE0704
+    traceback.print_exc()
+    processes.leave(status)
+
+
+def _exit(status: int) -> NoReturn:
+    if processes.in_company():
+        processes.leave(status)
+    sys.exit(status)

@@ -20,6 +20,7 @@ from absl import flags
 from hume_jax import command_line
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
+from hume_jax.processes import leave
 
 flags.adopt_module_key_flags(command_line)
 # For --help; read before the flags are parsed, since it needs no config.
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         config = encoding.ensure(config, processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
-        processes.end(130)
+        leave(130)
     if processes.first:
         with command_line.printing():
             for split in ("train", "test"):

@@ -27,6 +27,7 @@ from ml_collections import config_dict
 from hume_jax import command_line
 from hume_jax import config as config_lib
 from hume_jax.errors import Preempted, UserError
+from hume_jax.processes import leave
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
 from hume_jax.workdir import Workdir, placed
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
         summary = pipeline.run(config, workdir, processes, _PROFILE.value)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        processes.end(130)
+        leave(130)
     except Preempted as stop:
         print(stop, file=sys.stderr)
         processes.end(Preempted.STATUS)
@@ -114,7 +115,7 @@ def _encoded(
         ) from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the images left", file=sys.stderr)
-        processes.end(130)
+        leave(130)
 
 
 def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 # Seconds that the processes of a run wait for each other to start.
 _PATIENCE = 300
 _RETRY_SECONDS = 1.0
+# Seconds without an answer from process 0, while the others are waited for, after which it is gone.
+_GONE_SECONDS = 20.0
+# Seconds that a process which ends gives the others to end as well.
+_LEAVE_SECONDS = 10
 # Seconds without a sign of life after which JAX ends a process; `pulse` notices earlier.
 _HEARTBEAT_SECONDS = 50
 # That of this process.
@@ -110,8 +116,8 @@ class Processes(NamedTuple):
             jax.distributed.shutdown()
 
     def end(self, status: int) -> NoReturn:
-        """Ends this process: with the others, or at once where it is by itself, or they parted."""
-        if self.total == 1 or not _pulse:
+        """Ends this process: with the others, all of which end here, or at once without company."""
+        if not in_company():
             end_now(status)
         sys.exit(status)
 
@@ -207,6 +213,33 @@ def _lost(error: Exception) -> LostProcess:
 ALONE = Processes()
 
 
+def in_company() -> bool:
+    """Whether other processes count on this one: they have met, and have not parted yet."""
+    return bool(_pulse)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process, whatever the others do.
+
+    Where they end as well, all of them do so in order. Where they work on, this one ends at once,
+    which they notice; at exit JAX would wait for them for minutes, and they for it.
+    """
+    if in_company() and _others_leave():
+        sys.exit(status)
+    end_now(status)
+
+
+def _others_leave() -> bool:
+    from jax._src import distributed  # as in `pulse`
+
+    client: Any = distributed.global_state.client
+    try:
+        client.wait_at_barrier("hume_jax/leave", 1000 * _LEAVE_SECONDS)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def start(coordinator: str, count: int, index: int) -> Processes:
     """Joins the processes of a run; before anything asks for a device.
 
@@ -230,7 +263,8 @@ def start(coordinator: str, count: int, index: int) -> Processes:
 
     if coordinator == "auto":
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+            with _interruptible():
+                jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         except ValueError as error:
             raise UserError(
                 f"--distributed=auto found no cluster ({error}): give --distributed=HOST:PORT of "
@@ -253,14 +287,59 @@ def start(coordinator: str, count: int, index: int) -> Processes:
     else:
         _check_free(int(port[1]))
     logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
-    jax.distributed.initialize(
-        coordinator,
-        count,
-        index,
-        initialization_timeout=_PATIENCE,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-    )
+    with _interruptible(), _watching(coordinator if index else ""):
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=_PATIENCE,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
     return _joined()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process: while JAX waits, Python would not come to look at it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _watching(coordinator: str) -> Iterator[None]:
+    """Ends the process where process 0, which it has found, goes while all are waited for."""
+    done = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not done.wait(_RETRY_SECONDS):
+            try:
+                _connect(coordinator)
+                answered = time.monotonic()
+            except OSError:
+                if time.monotonic() - answered > _GONE_SECONDS and not done.is_set():
+                    LostProcess(
+                        f"process 0 at {coordinator} has gone while all were waited for: start all "
+                        "of them again"
+                    ).end()
+
+    if coordinator:
+        threading.Thread(target=watch, name="joining", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _connect(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_SECONDS).close()
 
 
 def _joined() -> Processes:
@@ -291,14 +370,14 @@ def _check_free(port: int) -> None:
 
 def _wait_for(coordinator: str) -> None:
     """Waits until process 0 answers; JAX would end in a dump where it does not."""
-    host, _, port = coordinator.rpartition(":")
     end, why = time.monotonic() + _PATIENCE, ""
     logging.info("waiting for process 0 at %s, up to %d s", coordinator, _PATIENCE)
     while time.monotonic() < end:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_SECONDS).close()
+            _connect(coordinator)
             return
         except socket.gaierror as error:
+            host = coordinator.rpartition(":")[0]
             raise UserError(f"distributed={coordinator}: {host} is no host: {error}") from error
         except (OSError, OverflowError) as error:
             why = str(error)

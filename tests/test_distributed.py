@@ -236,27 +236,37 @@ def test_a_process_that_hangs_ends_the_other(processes, victim):
 
 
 JOINED = """
-import os, sys, time
-from hume_jax import processes
+import errno, os, sys, time
+from hume_jax import command_line, errors, processes
+processes._LEAVE_SECONDS = 1
 number = int(sys.argv[2])
 both = processes.start(f"127.0.0.1:{sys.argv[1]}", 2, number)
 both.share(None)
 if sys.argv[3] == "parted":
     both.part()
     os.abort()
-if number == 0:
-    os.kill(os.getpid(), 9)
-while True:  # neither asks for the other
-    sum(range(1000))
+endings = {
+    "no room": OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"),
+    "mistake": errors.UserError("the bucket does not answer"),
+    "interrupted": KeyboardInterrupt(),
+    "broken": ZeroDivisionError(),
+}
+def work(argv):
+    if number == 0 and sys.argv[3] == "killed":
+        os.kill(os.getpid(), 9)
+    if number == 0 or sys.argv[3] == "mistake":
+        raise endings[sys.argv[3]]
+    while True:  # neither asks for the other
+        sum(range(1000))
+command_line.guarded(work)([])
 """
 
 
-@pytest.mark.parametrize("when", ["killed", "parted"])
-def test_where_jax_aborts_a_process_a_line_says_why(repository, free_port, when):
-    """JAX sees that process 0 was killed before any computation fails; apart, none is missed."""
+def joined(repository: pathlib.Path, port: int, when: str) -> tuple[list[int], list[str]]:
+    """The statuses of two processes that have met, and what they say."""
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", JOINED, str(free_port), str(i), when],
+            [sys.executable, "-c", JOINED, str(port), str(i), when],
             cwd=repository,
             stderr=subprocess.PIPE,
             text=True,
@@ -264,14 +274,80 @@ def test_where_jax_aborts_a_process_a_line_says_why(repository, free_port, when)
         for i in range(2)
     ]
     said = [process.communicate(timeout=60)[1] for process in both]
+    return [process.returncode for process in both], said
+
+
+@pytest.mark.parametrize("when", ["killed", "parted"])
+def test_where_jax_aborts_a_process_a_line_says_why(repository, free_port, when):
+    """JAX sees that process 0 was killed before any computation fails; apart, none is missed."""
+    statuses, said = joined(repository, free_port, when)
     if when == "killed":
-        assert [process.returncode for process in both] == [-signal.SIGKILL, 2]
+        assert statuses == [-signal.SIGKILL, 2]
         last = said[1].splitlines()[-1]
         assert last.startswith("error: JAX ended this process, the lines above say why: ")
         assert "most likely another process of this run has gone: what is on disk is kept" in last
     else:
-        assert [process.returncode for process in both] == [-signal.SIGABRT] * 2
+        assert statuses == [-signal.SIGABRT] * 2
         assert not any("error: " in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("when", "status", "last"),
+    [
+        ("no room", 2, "error: cannot write to run/metrics.jsonl: No space left on device; make"),
+        ("interrupted", 130, "KeyboardInterrupt"),
+        ("broken", 1, "ZeroDivisionError"),
+    ],
+)
+def test_a_process_that_ends_by_itself_keeps_no_other_waiting(
+    repository, free_port, when, status, last
+):
+    statuses, said = joined(repository, free_port, when)
+    assert statuses == [status, 2]
+    assert said[0].splitlines()[-1].startswith(last)
+    assert "another process of this run has gone" in said[1].splitlines()[-1]
+
+
+def test_processes_that_end_together_say_each_why(repository, free_port):
+    statuses, said = joined(repository, free_port, "mistake")
+    assert statuses == [2, 2]
+    for text in said:
+        assert text.splitlines()[-1] == "error: the bucket does not answer"
+
+
+WAITING = """
+import sys
+from hume_jax import processes
+processes._GONE_SECONDS = 1
+processes._RETRY_SECONDS = 0.2
+processes.start(f"127.0.0.1:{sys.argv[1]}", 3, int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_process_0_goes_while_others_are_waited_for(repository, free_port, number):
+    """The third never comes. Ctrl-C is not kept until it does."""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(free_port), str(i)],
+            cwd=repository,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            both[1].wait(6)
+        both[0].send_signal(number)
+        assert both[0].wait(10) == -number
+        said = both[1].communicate(timeout=30)[1].splitlines()[-1]
+        assert both[1].returncode == 2
+        assert said.startswith(f"error: process 0 at 127.0.0.1:{free_port} has gone while all")
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
 
 
 def test_processes_of_different_commands(processes, tmp_path):

@@ -41,7 +41,7 @@ def test_a_case_times_steps_and_products_in_turns(found):
     # All directions, the constant among them.
     assert found["shape"]["inner"] == [9]
     assert found["shape"]["train"] + found["shape"]["test"] == 64
-    assert found["inner_products"] == 2 * (2 + 2 * 4) + 2 + 2 * 8
+    assert found["inner_products"] == 2 * (2 + 2 * 3) + 2 + 2 * 8
     assert np.isfinite(found["objective"])
     assert found["peak_bytes"] > 2**20
 
