@@ -117,10 +117,10 @@ def use_paper_data(
 def _mesh() -> config_dict.ConfigDict:
     mesh = config_dict.ConfigDict()
     # Devices that share the tasks of a batch; each has all rows, but for mesh.data. 0 = as many as
-    # divide the tasks.
+    # divide the tasks, so that with those of mesh.data the fewest stay idle.
     mesh.task = 0
     # Devices that share the rows; it must divide search.shards. 0 = those that mesh.task leaves, as
-    # far as they divide the shards.
+    # many as divide the shards.
     mesh.data = 0
     return mesh
 

@@ -6,7 +6,6 @@ a sharded map today.) Tasks are independent, so the ``task`` axis needs no commu
 belong to virtual shards, which the ``data`` axis divides.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,14 +36,19 @@ def mesh_sizes(tasks: int, shards: int, devices: int, asked: Sizes = AUTOMATIC) 
       tasks: of a batch.
       shards: virtual shards.
       devices: that there are.
-      asked: by the config. By default as many devices as divide the tasks are on ``task``, and of
-        the rest as many as divide the shards on ``data``.
+      asked: by the config. By default so many on ``task`` that divide the tasks, and on ``data``
+        that divide the shards, that the fewest stay idle; of equals, the most on ``task``.
 
     Raises:
       UserError: there cannot be such a mesh.
     """
-    task = asked.task or math.gcd(tasks, max(1, devices // max(1, asked.data)))
-    data = asked.data or math.gcd(shards, max(1, devices // task))
+    found = [
+        (task * data, task, data)
+        for task in ([asked.task] if asked.task else _divisors(tasks))
+        for data in ([asked.data] if asked.data else _divisors(shards))
+        if task * data <= devices
+    ]
+    _, task, data = max(found, default=(0, asked.task or 1, asked.data or 1))
     if task * data > devices:
         raise UserError(
             f"mesh.task={asked.task} and mesh.data={asked.data} need {task * data} devices, there "
@@ -61,6 +65,10 @@ def mesh_sizes(tasks: int, shards: int, devices: int, asked: Sizes = AUTOMATIC) 
             "(search.shards): set it to a power of two up to that"
         )
     return Sizes(task, data)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def make_mesh(

@@ -5,6 +5,7 @@ The two processes run this file as a script: `test_parallel.py PORT INDEX FOLDER
 
 import functools
 import pathlib
+import re
 import socket
 import sys
 
@@ -100,6 +101,14 @@ def test_devices_that_divide_the_tasks_then_the_shards(tasks, shards, devices, s
 
 
 @pytest.mark.parametrize(
+    ("tasks", "devices", "sizes"),
+    [(16, 6, (4, 1)), (16, 3, (2, 1)), (16, 12, (8, 1)), (6, 4, (2, 2)), (5, 16, (1, 16))],
+)
+def test_a_mesh_that_leaves_the_fewest_devices_idle(tasks, devices, sizes):
+    assert parallel.mesh_sizes(tasks, 64, devices) == sizes
+
+
+@pytest.mark.parametrize(
     ("asked", "shape"),
     [((0, 2), (2, 2)), ((0, 4), (1, 4)), ((2, 0), (2, 2)), ((1, 1), (1, 1)), ((4, 0), (4, 1))],
 )
@@ -158,6 +167,25 @@ def test_the_same_devices_give_the_same_bits(start, shared):
     sizes, *before = shared
     again = steps_on(make_mesh(*sizes), *start)
     jax.tree.map(np.testing.assert_array_equal, again, tuple(before))
+
+
+def test_devices_that_share_the_rows_keep_them(start):
+    """Sums over rows are exchanged, at the start the rows that k-means++ draws; no other rows."""
+    settings = SETTINGS._replace(encoder_start="clusters")
+    mesh = make_mesh(1, 2)
+    data, state = parallel.place_data(start[0], mesh), parallel.place_state(start[1], mesh)
+    init = jax.jit(functools.partial(search.init, settings=settings))
+    log_prior = np.log(np.full(K, 1 / K, np.float32))
+    for program in (
+        init.lower(0, jnp.arange(TASKS, dtype=jnp.int32), data),
+        step.lower(state, np.uint32(0), data, log_prior),
+    ):
+        text = program.compile().as_text()
+        assert "all-reduce" in text
+        assert not re.findall(r"all-to-all|collective-permute", text)
+        # One row of each task, as each device would draw it.
+        gathered = re.findall(r"\w+\[([\d,]+)\]\S* all-gather\(", text)
+        assert all(np.prod([int(d) for d in dims.split(",")]) <= 2 * TASKS for dims in gathered)
 
 
 def test_a_state_stays_where_it_was_placed(start, shared):

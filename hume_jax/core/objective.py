@@ -49,6 +49,7 @@ def objective(
     labels: str = "sparsemax",
     effort: Effort | None = None,
     watches: tuple[Watch, ...] | None = None,
+    shards: int = 1,
 ) -> tuple[Array, Terms]:
     """Eq. 7 for one task encoder on one split.
 
@@ -68,13 +69,14 @@ def objective(
       labels: the kind of `task_encoder.labels`.
       effort: see `inner_fit.fit`.
       watches: one for the inner fit in each second space, see there.
+      shards: virtual shards that the split has equally many rows of.
 
     Returns:
       The scalar objective and its `Terms`.
     """
     with jax.named_scope("labels"):
         y_train, y_test = task_encoder.labels_of(
-            theta, (subset.phi1_train, subset.phi1_test), temperature, labels
+            theta, (subset.phi1_train, subset.phi1_test), temperature, labels, shards
         )
     heldout, residuals, solutions = [], [], []
     for i, (space, start) in enumerate(zip(subset.spaces, starts, strict=True)):

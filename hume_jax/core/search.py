@@ -197,7 +197,10 @@ def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> 
 
 def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings: Search) -> Array:
     """``(S, d1, K)`` encoders that begin at rows of the split, other ones for each task."""
-    rows = jnp.concatenate([subset.phi1_train, subset.phi1_test])
+    # Shard by shard, so that devices which share the rows keep theirs.
+    parts = (subset.phi1_train, subset.phi1_test)
+    by_shard = [x.reshape(shards_of(subset, settings), -1, x.shape[-1]) for x in parts]
+    rows = jnp.concatenate(by_shard, axis=1).reshape(-1, by_shard[0].shape[-1])
 
     def one(task: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 1)
@@ -205,6 +208,11 @@ def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings:
         return task_encoder.init_from_rows(key, rows, settings.n_classes, steps)
 
     return jax.vmap(one)(tasks)
+
+
+def shards_of(subset: Subset, settings: Search) -> int:
+    """Virtual shards that a split has equally many rows of, one after the other."""
+    return len(subset.phi1_train) // settings.train_rows
 
 
 def _inner_start(key: Array, settings: Search, width: int, dtype: jnp.dtype) -> Array:
@@ -560,6 +568,7 @@ def _hypergradient(
             settings.labels,
             effort,
             watches,
+            shards_of(subset, settings),
         )
 
     probes = (inner_fit.probe(theta.dtype),) * len(subset.spaces)

@@ -149,7 +149,11 @@ def _labels(z: Array, kind: str) -> Array:
 
 
 def labels_of(
-    theta: Array, parts: Sequence[Array], temperature: Array | float, kind: str = "sparsemax"
+    theta: Array,
+    parts: Sequence[Array],
+    temperature: Array | float,
+    kind: str = "sparsemax",
+    shards: int = 1,
 ) -> list[Array]:
     """`labels` of several parts, found together.
 
@@ -161,13 +165,16 @@ def labels_of(
       parts: ``(n_i, d1)`` rows of the first representation each.
       temperature: T, above zero.
       kind: as of `labels`.
+      shards: that each part has equally many rows of, one after the other. Parts are joined within
+        shards, so that devices which hold some of them keep theirs.
 
     Returns:
       ``(K, n_i)`` each.
     """
-    z = jnp.concatenate([jnp.matmul(theta.T, part.T) for part in parts], axis=1)
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    return jnp.split(_labels(z / temperature, kind), ends, axis=1)
+    by_shard = [jnp.matmul(theta.T, part.T).reshape(theta.shape[1], shards, -1) for part in parts]
+    ends = np.cumsum([z.shape[2] for z in by_shard])[:-1]
+    found = _labels(jnp.concatenate(by_shard, axis=2) / temperature, kind)
+    return [y.reshape(theta.shape[1], -1) for y in jnp.split(found, ends, axis=2)]
 
 
 def predict(theta: Array, phi1: Array) -> Array:
