@@ -17,7 +17,7 @@ from ml_collections.config_flags import config_path
 
 from hume_jax import config as config_lib
 from hume_jax import processes
-from hume_jax.errors import LostProcess, UserError
+from hume_jax.errors import LostProcess, Preempted, UserError
 
 _T = TypeVar("_T")
 # What a field of each type takes, in words.
@@ -165,7 +165,8 @@ def printing() -> Iterator[None]:
 def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
     """Turns a `UserError` into one line and exit status 2; nothing is left open by then.
 
-    A process of several that ends by whatever error does not keep the others waiting for it.
+    `Preempted` ends with its own status. A process of several that ends by whatever error does not
+    keep the others waiting for it.
     """
 
     def call(argv: list[str]) -> _T:
@@ -173,6 +174,9 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
             return function(argv)
         except LostProcess as error:
             error.end()
+        except Preempted as stop:
+            print(stop, file=sys.stderr)
+            processes.end(Preempted.STATUS)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             _exit(2)

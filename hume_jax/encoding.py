@@ -5,6 +5,7 @@ An array that `data.SPLIT.phi1` or `phi2` names and that is not there is made fr
 goes on with the rows that are not on disk yet.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -23,6 +24,7 @@ from hume_jax import encoded_arrays
 from hume_jax.encoded_arrays import Array
 from hume_jax.errors import UserError
 from hume_jax.files import existing_folder
+from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count
 from hume_jax.representations.arrays import formats, side_file
@@ -64,14 +66,17 @@ def ensure(
     Raises:
       UserError: whatever is wrong with images, encoders, weights or disk, before any long work;
         an image that cannot be read, unless `images.broken` is `skip`.
+      Preempted: by SIGTERM, of a process by itself; what was encoded is kept.
     """
-    with processes.together():
-        config, jobs = _prepare(config, check)
-    processes.agree(_work(config, jobs))
-    for job in jobs:
-        for array in job.missing:
-            _encode(config, job, array, processes)
-    return _with_labels(config, jobs, processes)
+    # Of several processes none can say so to the others before they search together.
+    with ending() if processes.total == 1 else contextlib.nullcontext():
+        with processes.together():
+            config, jobs = _prepare(config, check)
+        processes.agree(_work(config, jobs))
+        for job in jobs:
+            for array in job.missing:
+                _encode(config, job, array, processes)
+        return _with_labels(config, jobs, processes)
 
 
 def _prepare(

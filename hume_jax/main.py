@@ -26,7 +26,7 @@ from ml_collections import config_dict
 
 from hume_jax import command_line
 from hume_jax import config as config_lib
-from hume_jax.errors import Preempted, UserError
+from hume_jax.errors import UserError
 from hume_jax.processes import leave
 from hume_jax.representations import store
 from hume_jax.representations.arrays.stored import Stored
@@ -70,9 +70,6 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         leave(130)
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        processes.end(Preempted.STATUS)
     if not processes.first:
         return
     kept = "results, labels and plots" if config.plots else "results and labels"

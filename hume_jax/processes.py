@@ -115,12 +115,6 @@ class Processes(NamedTuple):
                 _pulse.pop().stop()
             jax.distributed.shutdown()
 
-    def end(self, status: int) -> NoReturn:
-        """Ends this process: with the others, all of which end here, or at once without company."""
-        if not in_company():
-            end_now(status)
-        sys.exit(status)
-
     def check_shared(self, folder: "pathlib.Path | epath.Path") -> None:
         """Checks that all processes see the same folder; all ask at the same time.
 
@@ -216,6 +210,13 @@ ALONE = Processes()
 def in_company() -> bool:
     """Whether other processes count on this one: they have met, and have not parted yet."""
     return bool(_pulse)
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process: with the others, all of which end here, or at once without company."""
+    if not in_company():
+        end_now(status)
+    sys.exit(status)
 
 
 def leave(status: int) -> NoReturn:

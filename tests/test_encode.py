@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from hume_jax import config as config_lib
 from hume_jax import encoding
-from hume_jax.errors import UserError
+from hume_jax.errors import Preempted, UserError
 from hume_jax.representations import encode, store
 from hume_jax.representations.arrays import side_file
 from hume_jax.representations.encoders import hub, presets
@@ -669,6 +670,17 @@ def test_a_killed_run_goes_on_where_it_was(folder, command, monkeypatch):
     assert f"encoding {N - done} images" in err
     array = np.load(folder / "a.npy")
     np.testing.assert_allclose(array, direct(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_run_that_is_asked_to_end_goes_on_where_it_was(folder, command, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("KILLED_AT", "2")
+        patch.setenv("KILLED_BY", str(int(signal.SIGTERM)))
+        _, err = finished(command(*COMMAND), Preempted.STATUS)
+    assert err.splitlines()[-1].startswith("stopped by SIGTERM; what was finished is kept")
+    _, err = finished(command(*COMMAND))
+    assert 0 < int(re.search(r"encoding (\d+) images", err)[1]) < N
+    np.testing.assert_allclose(np.load(folder / "a.npy"), direct(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.fixture

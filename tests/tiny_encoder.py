@@ -57,8 +57,8 @@ def kill_at(number):
 
     def flush_and_count(array):
         flush(array)
-        if next(left) == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if next(left, 1) == 0:
+            os.kill(os.getpid(), int(os.environ.get("KILLED_BY", signal.SIGKILL)))
 
     growing.GrowingArray.flush = flush_and_count
     encode._FLUSH_SECONDS = 0
