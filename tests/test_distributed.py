@@ -333,6 +333,8 @@ def test_process_0_goes_while_others_are_waited_for(repository, free_port, numbe
             cwd=repository,
             stderr=subprocess.PIPE,
             text=True,
+            # As in a terminal: work in the background ignores Ctrl-C.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         for i in range(2)
     ]
