@@ -185,8 +185,8 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
                 _fail(1)
             where = f" to {error.filename}" if error.filename else ""
             print(
-                f"error: cannot write{where}: {error.strerror}; make room, the same command goes "
-                "on from what is on disk",
+                f"error: cannot write{where}: {error.strerror}; make room, or choose another "
+                "place: the same command goes on from what is on disk",
                 file=sys.stderr,
             )
             _exit(2)

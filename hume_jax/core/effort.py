@@ -8,8 +8,8 @@ from jax import Array
 # A count at most doubles from one outer step to the next.
 _GROWTH = 2.0
 # The colder the labels, the fewer rows their derivative is taken at, and the less evens out what
-# the adjoint leaves: by the cosine of the hypergradient (docs/measurements.md), half at half of
-# this temperature does as much harm.
+# the adjoint leaves. Below this temperature it may leave less, by which the hypergradient's cosine
+# stays as it is (docs/measurements.md).
 _WARM = 0.5
 
 
