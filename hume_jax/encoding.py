@@ -5,7 +5,6 @@ An array that `data.SPLIT.phi1` or `phi2` names and that is not there is made fr
 goes on with the rows that are not on disk yet.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -68,8 +67,7 @@ def ensure(
         an image that cannot be read, unless `images.broken` is `skip`.
       Preempted: by SIGTERM, of a process by itself; what was encoded is kept.
     """
-    # Of several processes none can say so to the others before they search together.
-    with ending() if processes.total == 1 else contextlib.nullcontext():
+    with ending(processes):
         with processes.together():
             config, jobs = _prepare(config, check)
         processes.agree(_work(config, jobs))

@@ -67,7 +67,7 @@ def run(
       Preempted: by SIGTERM; what was found is kept, of the search its state.
     """
     # Several processes end together until the search is done.
-    with ending() if processes.total == 1 else contextlib.nullcontext():
+    with ending(processes):
         return _run(config, workdir, processes, profile)
 
 

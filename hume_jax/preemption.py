@@ -10,20 +10,23 @@ from typing import Any, Self
 from jax.experimental import multihost_utils
 
 from hume_jax.errors import Preempted
-from hume_jax.processes import Processes
+from hume_jax.processes import ALONE, Processes
 
 # Seconds after which a process that SIGTERM should have ended is told once more.
 _AGAIN = 5
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def ending(processes: Processes = ALONE) -> Iterator[None]:
     """Work of a process by itself that SIGTERM ends at once, by `Preempted`.
 
     What it has finished is kept, what it was at is begun again. Only the main thread of a process
     can listen; others go on. SIGALRM is taken too, for an exception that went no further.
+
+    Args:
+      processes: that do the work; of several none listens, none could say so to the others.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if processes.total > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     # None, of what listens without Python, as JAX's service does: it cannot be put back.
