@@ -16,7 +16,7 @@ from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
 from hume_jax import config as config_lib
-from hume_jax import processes
+from hume_jax import joining, processes
 from hume_jax.errors import LostProcess, Preempted, UserError
 
 _T = TypeVar("_T")
@@ -72,9 +72,17 @@ def load_encoding() -> types.ModuleType:
     return encoding
 
 
-def join() -> processes.Processes:
-    """Joins the processes of a run, as the flags say; before anything asks for a device."""
-    return processes.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
+@contextlib.contextmanager
+def joined() -> Iterator[processes.Processes]:
+    """The processes of a run, joined as the flags say, which SIGTERM ends by `Preempted`.
+
+    Before anything asks for a device.
+    """
+    found = joining.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
+    from hume_jax import preemption  # with JAX, which no mistake in a flag waits for
+
+    with preemption.ending(found):
+        yield found
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -171,12 +179,12 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
 
     def call(argv: list[str]) -> _T:
         try:
-            return function(argv)
+            return _told(function, argv)
         except LostProcess as error:
             error.end()
         except Preempted as stop:
             print(stop, file=sys.stderr)
-            processes.end(Preempted.STATUS)
+            processes.leave(Preempted.STATUS)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             _exit(2)
@@ -196,6 +204,19 @@ def guarded(function: Callable[[list[str]], _T]) -> Callable[[list[str]], _T]:
             _fail(1)
 
     return call
+
+
+def _told(function: Callable[[list[str]], _T], argv: list[str]) -> _T:
+    """Calls a function, whose errors, once the processes are told to end, say no more than that."""
+    try:
+        return function(argv)
+    except Preempted:
+        raise
+    except Exception as error:
+        if not processes.stopping():
+            raise
+        logging.info("at the end: %s", error)
+        raise Preempted from error
 
 
 def _fail(status: int) -> NoReturn:

@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
             "--config.images.train=FOLDER (--list names the encoders)"
         )
     encoding = command_line.load_encoding()
-    processes = command_line.join()
-    try:
-        config = encoding.ensure(config, processes)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the images left", file=sys.stderr)
-        leave(130)
+    with command_line.joined() as processes:
+        try:
+            config = encoding.ensure(config, processes)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with the images left", file=sys.stderr)
+            leave(130)
     if processes.first:
         with command_line.printing():
             for split in ("train", "test"):

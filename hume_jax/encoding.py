@@ -65,7 +65,7 @@ def ensure(
     Raises:
       UserError: whatever is wrong with images, encoders, weights or disk, before any long work;
         an image that cannot be read, unless `images.broken` is `skip`.
-      Preempted: by SIGTERM, of a process by itself; what was encoded is kept.
+      Preempted: by SIGTERM, to any of the processes; what was encoded is kept.
     """
     with ending(processes):
         with processes.together():

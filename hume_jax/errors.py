@@ -26,6 +26,18 @@ class Preempted(Exception):
 
     STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
+    def __init__(
+        self,
+        message: str = "stopped by SIGTERM; what was finished is kept, the same command goes on "
+        "from there",
+    ) -> None:
+        super().__init__(message)
+
+    def end(self) -> NoReturn:
+        """Ends the process at once, wherever it is."""
+        sys.stderr.write(f"{self}\n")
+        end_now(self.STATUS)
+
 
 def end_now(status: int) -> NoReturn:
     """Ends the process with a status, at once.

@@ -54,10 +54,16 @@ def main(argv: list[str]) -> None:
     del argv  # all of it is in FLAGS
     config, spec = command_line.given()
     config = config_lib.resolve(config)
-    if not config_lib.has_images(config):
-        # The pipeline checks this too, but loading it takes longer than all that is checked here.
+    # Others check this too, but loading them takes longer than all that is checked here.
+    if config_lib.has_images(config):
+        config_lib.check_images(config)
+    else:
         _check(config)
-    processes = command_line.join()
+    with command_line.joined() as processes:
+        _run(config, spec, processes)
+
+
+def _run(config: config_dict.ConfigDict, spec: str, processes: "Processes") -> None:
     if config_lib.has_images(config):
         config = _encoded(config, spec, processes)
         _check(config)
@@ -82,7 +88,6 @@ def _encoded(
     config: config_dict.ConfigDict, spec: str, processes: "Processes"
 ) -> config_dict.ConfigDict:
     """Encodes the arrays that are missing, once they are known to fit what the search needs."""
-    config_lib.check_images(config)
 
     def check(config: config_dict.ConfigDict, coming: Mapping[str, Stored]) -> None:
         _check(config, coming)

@@ -66,7 +66,6 @@ def run(
       LostProcess: another process was killed.
       Preempted: by SIGTERM; what was found is kept, of the search its state.
     """
-    # Several processes end together until the search is done.
     with ending(processes):
         return _run(config, workdir, processes, profile)
 

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import jax
+from jax._src import distributed  # no public way starts the service late
 from jax.experimental import multihost_utils
 
+from hume_jax import processes as others
 from hume_jax.errors import Preempted
 from hume_jax.processes import ALONE, Processes
 
@@ -18,18 +21,18 @@ _AGAIN = 5
 
 @contextlib.contextmanager
 def ending(processes: Processes = ALONE) -> Iterator[None]:
-    """Work of a process by itself that SIGTERM ends at once, by `Preempted`.
+    """Work that SIGTERM ends at once, by `Preempted`; to one of several processes, in all of them.
 
-    What it has finished is kept, what it was at is begun again. Only the main thread of a process
+    What is finished is kept, what they were at is begun again. Only the main thread of a process
     can listen; others go on. SIGALRM is taken too, for an exception that went no further.
 
     Args:
-      processes: that do the work; of several none listens, none could say so to the others.
+      processes: that do the work.
     """
-    if processes.total > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or _is_jaxs(processes):
         yield
         return
-    # None, of what listens without Python, as JAX's service does: it cannot be put back.
+    # None, of what listens without Python: it cannot be put back.
     numbers = signal.SIGTERM, signal.SIGALRM
     before = {number: signal.signal(number, _stop) or signal.SIG_DFL for number in numbers}
     try:
@@ -39,27 +42,26 @@ def ending(processes: Processes = ALONE) -> Iterator[None]:
         for number, listener in before.items():
             signal.signal(number, listener)
     if unheard:
-        raise _preempted()
+        raise Preempted
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    others.stop()
     # What is raised while Python takes an object away is printed there, and goes no further.
     signal.alarm(_AGAIN)
-    raise _preempted()
+    raise Preempted
 
 
-def _preempted() -> Preempted:
-    return Preempted(
-        "stopped by SIGTERM; what was finished is kept, the same command goes on from there"
-    )
+def _is_jaxs(processes: Processes) -> bool:
+    """Whether JAX's service has SIGTERM: processes that have joined by themselves, or search."""
+    return processes.total > 1 and distributed.global_state.preemption_sync_manager is not None
 
 
 class Watch:
     """Whether the run was asked to end, by SIGTERM to any of its processes.
 
-    A process by itself listens while the `with` block lasts; outside of it see `ending`. Several
-    processes leave it to JAX's preemption service, which listens from their start on: what it hears
-    before the search ends them at its first steps.
+    It is listened to while the `with` block lasts, outside of it see `ending`; by several processes
+    through JAX's preemption service, so that all end at the same step.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -68,16 +70,27 @@ class Watch:
         Args:
           processes: those of the run.
         """
-        self._alone = processes.total == 1
+        self._processes, self._alone = processes, processes.total == 1
         self._asked = False
         self._before: Any = None
         self._points = 0
 
     def __enter__(self) -> Self:
         """Begins to listen. Only the main thread of a process can; others are never asked."""
-        if self._alone and threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        unheard = main and signal.alarm(0) > 0  # of `ending`
+        if self._alone and main:
             self._before = signal.signal(signal.SIGTERM, self._ask)
-            self._asked = signal.alarm(0) > 0  # of `ending`, that was not heard
+            self._asked = unheard
+        elif not self._alone and distributed.global_state.preemption_sync_manager is None:
+            # What is told while others are not here yet, `ending` passes on at once.
+            with self._processes.together():
+                pass
+            self._before = signal.getsignal(signal.SIGTERM) if main else None
+            jax.config.update("jax_enable_preemption_service", True)
+            distributed.global_state.initialize_preemption_sync_manager()
+            if unheard:
+                signal.raise_signal(signal.SIGTERM)
         return self
 
     def __exit__(

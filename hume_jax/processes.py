@@ -1,37 +1,27 @@
-"""The processes of a run: how they start, agree, share what one of them knows, and end together."""
+"""The processes of a run: how they agree, share what one of them knows, and end together."""
 
 import contextlib
 import json
 import os
 import pathlib
-import re
-import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
-from absl import logging
 
-from hume_jax.errors import LostProcess, UserError, end_now
+from hume_jax.errors import LostProcess, Preempted, UserError, end_now
 
 if TYPE_CHECKING:
     from etils import epath
 
     from hume_jax.pulse import Pulse
 
-# Seconds that the processes of a run wait for each other to start.
-_PATIENCE = 300
-_RETRY_SECONDS = 1.0
-# Seconds without an answer from process 0, while the others are waited for, after which it is gone.
-_GONE_SECONDS = 20.0
 # Seconds that a process which ends gives the others to end as well.
 _LEAVE_SECONDS = 10
-# Seconds without a sign of life after which JAX ends a process; `pulse` notices earlier.
-_HEARTBEAT_SECONDS = 50
+# How a part of the work ended.
+_DONE, _FAILED, _STOPPED = range(3)
 # That of this process.
 _pulse: list["Pulse"] = []
 
@@ -49,17 +39,23 @@ class Processes(NamedTuple):
         Raises:
           UserError: it failed in another process; so no process waits for one that has ended.
           LostProcess: another process was killed.
+          Preempted: another process was told to end.
         """
-        failed = True
+        how = _FAILED
         try:
             yield
-            failed = False
+            how = _DONE
+        except Preempted:
+            how = _STOPPED
+            raise
         finally:
-            others = self._failed(failed)
-            if others.size and not failed:
+            ends = self._ends(how)
+            if how == _DONE and _STOPPED in ends:
+                raise Preempted
+            if how == _DONE and _FAILED in ends:
                 raise UserError(
-                    f"process {others[0]} of {self.total} has failed, it says why: what is on disk "
-                    "is kept, the same commands go on with it"
+                    f"process {ends.index(_FAILED)} of {self.total} has failed, it says why: what "
+                    "is on disk is kept, the same commands go on with it"
                 )
 
     @property
@@ -73,6 +69,7 @@ class Processes(NamedTuple):
 
         Raises:
           LostProcess: another process was killed.
+          Preempted: it was told to end, or this one was.
         """
         try:
             yield
@@ -171,11 +168,11 @@ class Processes(NamedTuple):
         rows = _allgather(padded)
         return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
-    def _failed(self, failed: bool) -> np.ndarray:
-        """The numbers of the processes that failed; all processes ask at the same time."""
+    def _ends(self, how: int) -> list[int]:
+        """How each process has ended a part of the work; all ask at the same time."""
         if self.total == 1:
-            return np.flatnonzero([failed])
-        return np.flatnonzero(_allgather(np.asarray(failed)))
+            return [how]
+        return [int(end) for end in _allgather(np.asarray(how))]
 
 
 def _allgather(array: np.ndarray) -> np.ndarray:
@@ -198,7 +195,10 @@ def _broadcast(array: np.ndarray) -> np.ndarray:
         raise _lost(error) from error
 
 
-def _lost(error: Exception) -> LostProcess:
+def _lost(error: Exception) -> LostProcess | Preempted:
+    # Who was told to end does not wait for those that are at other work.
+    if stopping():
+        return Preempted()
     return LostProcess(
         f"another process of this run has gone: {LostProcess.GO_ON} ({str(error)[:100]})"
     )
@@ -212,11 +212,24 @@ def in_company() -> bool:
     return bool(_pulse)
 
 
-def end(status: int) -> NoReturn:
-    """Ends this process: with the others, all of which end here, or at once without company."""
-    if not in_company():
-        end_now(status)
-    sys.exit(status)
+def meet(processes: Processes) -> None:
+    """Has the others of a run count on this process, and this one on them, until they part."""
+    from hume_jax.pulse import Pulse, say_why_it_aborts
+
+    _pulse.append(Pulse(*processes))
+    say_why_it_aborts(_pulse[-1])
+    _pulse[-1].start()
+
+
+def stop() -> None:
+    """Has all processes of the run end, of which this one was told to; returns at once."""
+    for pulse in _pulse:
+        pulse.stop_all()
+
+
+def stopping() -> bool:
+    """Whether this process, or another of the run, was told to end."""
+    return any(pulse.stopping for pulse in _pulse)
 
 
 def leave(status: int) -> NoReturn:
@@ -239,153 +252,3 @@ def _others_leave() -> bool:
     except (RuntimeError, ValueError):
         return False
     return True
-
-
-def start(coordinator: str, count: int, index: int) -> Processes:
-    """Joins the processes of a run; before anything asks for a device.
-
-    Args:
-      coordinator: `HOST:PORT` of process 0, 'auto' where the cluster says it (TPU pods, Slurm,
-        Open MPI, Kubernetes; `jax.distributed.initialize`), '' for a process by itself.
-      count: number of processes; not for 'auto'.
-      index: number of this one; not for 'auto'.
-
-    Raises:
-      UserError: such processes cannot be, or process 0 does not answer.
-    """
-    if not coordinator:
-        if (count, index) != (1, 0):
-            raise UserError(
-                f"process {index} of {count}: say where process 0 is, distributed=HOST:PORT"
-            )
-        return ALONE
-    # A process by itself need not wait for the import.
-    import jax
-
-    if coordinator == "auto":
-        try:
-            with _interruptible():
-                jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-        except ValueError as error:
-            raise UserError(
-                f"--distributed=auto found no cluster ({error}): give --distributed=HOST:PORT of "
-                "process 0, --processes=COUNT and --process=NUMBER"
-            ) from error
-        return _joined()
-    port = re.fullmatch(r".+:([0-9]+)", coordinator)
-    if not port or not 0 < int(port[1]) < 2**16:
-        raise UserError(
-            f"distributed is {coordinator!r}, it must be 'auto' or HOST:PORT with a port from 1 to "
-            "65535"
-        )
-    if not 0 <= index < count:
-        raise UserError(
-            f"process is {index} of {count} processes: they are counted from 0, --process=0 to "
-            "one less than --processes"
-        )
-    if index:
-        _wait_for(coordinator)
-    else:
-        _check_free(int(port[1]))
-    logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
-    with _interruptible(), _watching(coordinator if index else ""):
-        jax.distributed.initialize(
-            coordinator,
-            count,
-            index,
-            initialization_timeout=_PATIENCE,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    return _joined()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the process: while JAX waits, Python would not come to look at it."""
-    before = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or before in (signal.SIG_IGN, None):
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _watching(coordinator: str) -> Iterator[None]:
-    """Ends the process where process 0, which it has found, goes while all are waited for."""
-    done = threading.Event()
-
-    def watch() -> None:
-        answered = time.monotonic()
-        while not done.wait(_RETRY_SECONDS):
-            try:
-                _connect(coordinator)
-                answered = time.monotonic()
-            except OSError:
-                if time.monotonic() - answered > _GONE_SECONDS and not done.is_set():
-                    LostProcess(
-                        f"process 0 at {coordinator} has gone while all were waited for: start all "
-                        "of them again"
-                    ).end()
-
-    if coordinator:
-        threading.Thread(target=watch, name="joining", daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
-def _connect(coordinator: str) -> None:
-    host, _, port = coordinator.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_RETRY_SECONDS).close()
-
-
-def _joined() -> Processes:
-    import jax
-
-    from hume_jax.pulse import Pulse, say_why_it_aborts
-
-    processes = Processes(jax.process_index(), jax.process_count())
-    if processes.total > 1:
-        say_why_it_aborts()
-        _pulse.append(Pulse(*processes))
-        _pulse[-1].start()
-    return processes
-
-
-def _check_free(port: int) -> None:
-    """Raises a `UserError` if another program listens where this process is to."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"process 0 cannot listen at port {port} ({error.strerror}): give all processes "
-                "another one, --distributed=HOST:PORT"
-            ) from error
-
-
-def _wait_for(coordinator: str) -> None:
-    """Waits until process 0 answers; JAX would end in a dump where it does not."""
-    end, why = time.monotonic() + _PATIENCE, ""
-    logging.info("waiting for process 0 at %s, up to %d s", coordinator, _PATIENCE)
-    while time.monotonic() < end:
-        try:
-            _connect(coordinator)
-            return
-        except socket.gaierror as error:
-            host = coordinator.rpartition(":")[0]
-            raise UserError(f"distributed={coordinator}: {host} is no host: {error}") from error
-        except (OSError, OverflowError) as error:
-            why = str(error)
-        time.sleep(_RETRY_SECONDS)
-    raise UserError(
-        f"process 0 does not answer at {coordinator} ({why}): start it with the same command and "
-        "process=0, on the host that distributed=HOST:PORT names"
-    )

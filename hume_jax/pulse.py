@@ -1,4 +1,7 @@
-"""Says in a line that another process of a run has gone, also where JAX ends this one in a dump."""
+"""Tells the processes of a run that one of them has gone, or was told to end.
+
+A line says so, also where JAX ends this one in a dump.
+"""
 
 import ctypes
 import signal
@@ -9,12 +12,16 @@ from typing import Any
 
 from jax._src import distributed  # no public way leads to the store that the processes share
 
-from hume_jax.errors import LostProcess
+from hume_jax.errors import LostProcess, Preempted
 
 # Seconds between two beats.
 _EVERY = 3.0
 # Seconds without one after which a process counts as gone.
 _PATIENCE = 30.0
+# Seconds that a process which is to end has for it: others may wait for it, and it for others.
+_LONGEST = 20.0
+# What the beats of such a process end with.
+_STOP = " stop"
 # What the store raises that does not answer, or knows no such key.
 _NO_ANSWER = (RuntimeError, ValueError, OSError)
 # What the system calls where this process aborts: kept, since it may do so at any time.
@@ -25,7 +32,8 @@ class Pulse(threading.Thread):
     """Beats for this process and listens to the others, while both run.
 
     A process that was killed, or whose host was, beats no more. Where it has closed its connections
-    the next computation fails at once and says so; where it has not, this is what notices.
+    the next computation fails at once and says so; where it has not, this is what notices. What one
+    of them is told while each works by itself, by SIGTERM, the others hear from its beats.
     """
 
     def __init__(
@@ -48,6 +56,16 @@ class Pulse(threading.Thread):
         self._client, self._end = client, end or _end
         self._stopped = threading.Event()
         self._answered = time.monotonic()  # when the store last did
+        self._told = 0.0  # when this process was told to end
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process, or one that it has heard, was told to end."""
+        return self._told > 0
+
+    def stop_all(self) -> None:
+        """Tells the others to end, by the next beat. For a signal's handler: it waits for none."""
+        self._told = self._told or time.monotonic()
 
     def stop(self) -> None:
         """Ends it; others may go from now on."""
@@ -65,14 +83,19 @@ class Pulse(threading.Thread):
             client, now = self._client(), time.monotonic()
             if client is None:
                 return
+            self._end_if_overdue()
             beat += 1
+            said = f"{beat}{_STOP if self.stopping else ''}"
             try:
-                client.key_value_set(_key(self._number), str(beat), allow_overwrite=True)
+                client.key_value_set(_key(self._number), said, allow_overwrite=True)
             except _NO_ANSWER:
                 continue
             for i in self._others:
                 heard[i] = _listen(client, i, heard[i], now)
             self._answered = time.monotonic()
+            if not self.stopping and any(said.endswith(_STOP) for said, _ in heard.values()):
+                self.stop_all()
+                _tell_main_thread()
             gone = [i for i, (_, last) in heard.items() if now - last > _PATIENCE]
             if gone:
                 self._lost(gone[0])
@@ -80,9 +103,15 @@ class Pulse(threading.Thread):
 
     def _watch(self) -> None:
         while not self._stopped.wait(_EVERY) and self.is_alive():
+            self._end_if_overdue()
             if time.monotonic() - self._answered > _PATIENCE:
                 self._lost(0)
                 return
+
+    def _end_if_overdue(self) -> None:
+        """Ends a process that was told to, and waits where no exception reaches it."""
+        if self.stopping and time.monotonic() - self._told > _LONGEST:
+            Preempted().end()
 
     def _lost(self, number: int) -> None:
         if not self._stopped.is_set():
@@ -92,22 +121,32 @@ class Pulse(threading.Thread):
             )
 
 
-def say_why_it_aborts() -> None:
-    """Has the process end with a line and status 2 where JAX aborts it.
+def _tell_main_thread() -> None:
+    # The signal itself, which ends what it waits for; by default it would end the process.
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def say_why_it_aborts(pulse: Pulse) -> None:
+    """Has the process end with a line and status 2 where JAX aborts it, or 75 where it is to end.
 
     JAX watches process 0 too, and aborts where its connection breaks: nearly at once where the
     process was killed, which may be sooner than a computation fails. Its client takes a callback
     for that, yet calls it with what Python cannot hold (jaxlib 0.10), and Python's own handlers do
     not run while a process aborts; so the system calls this one.
+
+    Args:
+      pulse: of this process.
     """
-    if not _on_abort:
-        _on_abort.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted))
-        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort[0])
+    _on_abort[:] = [ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _aborted(pulse))]
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort[0])
 
 
-def _aborted(number: int) -> None:
+def _aborted(pulse: Pulse) -> None:
     if distributed.global_state.client is None:
         return  # the processes have parted: it aborts, as it would have
+    if pulse.stopping:
+        Preempted().end()
     LostProcess(
         "JAX ended this process, the lines above say why: most likely another process of this run "
         f"has gone: {LostProcess.GO_ON}"

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hume_jax.errors import Preempted
+import hume_jax.processes
+from hume_jax.command_line import guarded
+from hume_jax.errors import LostProcess, Preempted
 from hume_jax.evaluation import metrics
 from hume_jax.pulse import Pulse
 
@@ -236,11 +238,12 @@ def test_a_process_that_hangs_ends_the_other(processes, victim):
 
 
 JOINED = """
-import errno, os, sys, time
-from hume_jax import command_line, errors, processes
+import errno, os, signal, sys, time
+from hume_jax import command_line, errors, joining, preemption, processes, pulse
 processes._LEAVE_SECONDS = 1
+pulse._EVERY, pulse._LONGEST = 0.5, 4
 number = int(sys.argv[2])
-both = processes.start(f"127.0.0.1:{sys.argv[1]}", 2, number)
+both = joining.start(f"127.0.0.1:{sys.argv[1]}", 2, number)
 both.share(None)
 if sys.argv[3] == "parted":
     both.part()
@@ -251,7 +254,27 @@ endings = {
     "interrupted": KeyboardInterrupt(),
     "broken": ZeroDivisionError(),
 }
+def told(argv):
+    with preemption.ending(both):
+        if number == 0 and sys.argv[3] == "told, others wait":
+            os.kill(os.getpid(), signal.SIGTERM)
+        with both.together():
+            if number == 0 and sys.argv[3] != "told, others are done":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif number == 0:
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+            while sys.argv[3] == "told, others work":
+                sum(range(1000))
+            while sys.argv[3] == "told, others are deaf":
+                try:
+                    time.sleep(1000)
+                except errors.Preempted:
+                    pass
+        both.share("nobody comes to this")
 def work(argv):
+    if sys.argv[3].startswith("told"):
+        told(argv)
     if number == 0 and sys.argv[3] == "killed":
         os.kill(os.getpid(), 9)
     if number == 0 or sys.argv[3] == "mistake":
@@ -315,12 +338,38 @@ def test_processes_that_end_together_say_each_why(repository, free_port):
         assert text.splitlines()[-1] == "error: the bucket does not answer"
 
 
+@pytest.mark.parametrize("others", ["work", "are done", "wait", "are deaf"])
+def test_sigterm_to_one_before_they_search_ends_all(repository, free_port, others):
+    """At work of their own, waiting at the end of it, or for one that ends before it, or deaf."""
+    statuses, said = joined(repository, free_port, f"told, others {others}")
+    assert statuses == [Preempted.STATUS] * 2, said
+    for text in said:
+        assert text.splitlines()[-1].startswith("stopped by SIGTERM; what was finished is kept")
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_what_others_find_out_while_all_end_is_no_failure(monkeypatch, capsys, stopping):
+    def work(argv):
+        raise LostProcess("another process has gone")
+
+    def ended(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(hume_jax.processes, "stopping", lambda: stopping)
+    monkeypatch.setattr(hume_jax.processes, "leave", ended)
+    monkeypatch.setattr(LostProcess, "end", lambda error: ended(2))
+    with pytest.raises(SystemExit) as end:
+        guarded(work)([])
+    assert end.value.code == (Preempted.STATUS if stopping else 2)
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM;" if stopping else "")
+
+
 WAITING = """
 import sys
-from hume_jax import processes
-processes._GONE_SECONDS = 1
-processes._RETRY_SECONDS = 0.2
-processes.start(f"127.0.0.1:{sys.argv[1]}", 3, int(sys.argv[2]))
+from hume_jax import joining
+joining._GONE_SECONDS = 1
+joining._RETRY_SECONDS = 0.2
+joining.start(f"127.0.0.1:{sys.argv[1]}", 3, int(sys.argv[2]))
 """
 
 
@@ -416,6 +465,23 @@ def test_a_process_that_beats_no_more_has_gone(pulses):
     both[0].join(5)
     (message,) = ended
     assert message.startswith("process 1 of this run has gone, it gave no sign of life for")
+
+
+def test_what_one_is_told_the_others_hear(pulses):
+    store, both, ended = pulses
+    heard = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    try:
+        time.sleep(0.2)
+        assert not any(pulse.stopping for pulse in both)
+        both[0].stop_all()
+        assert heard.wait(5)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert all(pulse.stopping for pulse in both)
+    assert all(value.endswith(" stop") for value in store.values.values())
+    assert not ended
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])

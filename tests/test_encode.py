@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -732,6 +733,22 @@ def test_a_host_that_was_killed_ends_the_other_with_one_line(folder, command, ho
     assert "encoding 2 images" in told[0]
     assert "encoding 1 image " in told[1]
     assert (folder / "a.npy").read_bytes() == alone
+
+
+def test_hosts_of_which_one_is_asked_to_end_both_go_on_later(folder, command, hosts, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("KILLED_AT", "2")
+        patch.setenv("KILLED_BY", str(int(signal.SIGTERM)))
+        both = hosts(*COMMAND, kept="KILLED_AT")
+        began = time.monotonic()
+        told = [finished(host, Preempted.STATUS)[1] for host in both]
+        assert time.monotonic() - began < 60
+    for said in told:
+        assert said.splitlines()[-1].startswith("stopped by SIGTERM; what was finished is kept")
+    assert not (folder / "a.npy").exists()
+    told = [finished(host)[1] for host in hosts(*COMMAND)]
+    assert sum(int(n) for said in told for n in re.findall(r"encoding (\d+) images?", said)) < N
+    np.testing.assert_allclose(np.load(folder / "a.npy"), direct(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow

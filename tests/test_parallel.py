@@ -16,7 +16,7 @@ import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from hume_jax import parallel, processes
+from hume_jax import joining, parallel, processes
 from hume_jax.core import search
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.errors import LostProcess, UserError
@@ -208,18 +208,18 @@ def test_two_processes_give_what_one_gives(alone, tmp_path, two_processes):
 
 
 def test_a_process_zero_that_does_not_answer_is_named(free_port, monkeypatch):
-    monkeypatch.setattr(processes, "_PATIENCE", 0.2)
-    monkeypatch.setattr(processes, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(joining, "_PATIENCE", 0.2)
+    monkeypatch.setattr(joining, "_RETRY_SECONDS", 0.1)
     where = f"127.0.0.1:{free_port}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {where} .*refused"):
-        processes.start(where, 2, 1)
+        joining.start(where, 2, 1)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999999999", "http"])
 def test_a_port_that_there_is_not(port):
     for number in range(2):
         with pytest.raises(UserError, match=r"must be 'auto' or HOST:PORT with a port from 1 to"):
-            processes.start(f"127.0.0.1:{port}", 2, number)
+            joining.start(f"127.0.0.1:{port}", 2, number)
 
 
 def test_a_port_that_is_taken_is_told_by_process_zero(free_port):
@@ -227,12 +227,12 @@ def test_a_port_that_is_taken_is_told_by_process_zero(free_port):
         other.bind(("127.0.0.1", free_port))
         other.listen()
         with pytest.raises(UserError, match=f"cannot listen at port {free_port} .*in use"):
-            processes.start(f"127.0.0.1:{free_port}", 2, 0)
+            joining.start(f"127.0.0.1:{free_port}", 2, 0)
 
 
 def test_a_host_that_does_not_exist_is_told_at_once():
     with pytest.raises(UserError, match=r"no\.such\.invalid is no host"):
-        processes.start("no.such.invalid:1234", 2, 1)
+        joining.start("no.such.invalid:1234", 2, 1)
 
 
 def test_a_process_that_has_gone_is_told_in_one_line(monkeypatch):
