@@ -74,12 +74,16 @@ def load_encoding() -> types.ModuleType:
 
 @contextlib.contextmanager
 def joined() -> Iterator[processes.Processes]:
-    """The processes of a run, joined as the flags say, which SIGTERM ends by `Preempted`.
+    """The processes of a run, joined as the flags say, before anything asks for a device.
 
-    Before anything asks for a device.
+    Several end by `Preempted` where SIGTERM comes to one of them; for a process by itself it is
+    soon enough that its work listens.
     """
     found = joining.start(_DISTRIBUTED.value, _PROCESSES.value, _PROCESS.value)
-    from hume_jax import preemption  # with JAX, which no mistake in a flag waits for
+    if found.total == 1:
+        yield found
+        return
+    from hume_jax import preemption  # with JAX, which a process by itself does not need yet
 
     with preemption.ending(found):
         yield found
@@ -92,9 +96,12 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def hush_backends() -> None:
-    """Keeps from the log every accelerator and instruction set that this machine does not have."""
+    """Keeps from the log what this machine does not have, and whose service SIGTERM is not yet."""
     for name in ("jax._src.xla_bridge", "faiss"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("jax._src.distributed").addFilter(
+        lambda record: "preemption service" not in record.getMessage()
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
