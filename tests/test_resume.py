@@ -176,12 +176,13 @@ def test_going_on_with_other_numbers_of_devices(start, tmp_path):
 def test_killed_at_random_moments(start, tmp_path):
     """As a user runs it: every process compiles anew; while searching, scoring and reporting."""
     start("whole", cache=False).end()
+    # Seconds, at most, in which none gets so far that the next has no such moment any more.
     moments = (
-        ("compiling", lambda run: "searching 4 tasks" in run.log(), 3),
-        ("searching", lambda run: checkpoints(run.workdir), 2),
-        ("searching on", lambda run: len(checkpoints(run.workdir)) > 1, 8),
-        ("scoring", lambda run: "scoring 4 tasks" in run.log(), 3),
-        ("baselines", lambda run: "k-means in phi1" in run.log(), 1.5),
+        ("compiling", lambda run: "searching 4 tasks" in run.log(), 2),
+        ("searching", lambda run: checkpoints(run.workdir), 1),
+        ("searching on", lambda run: len(checkpoints(run.workdir)) > 1, 3),
+        ("scoring", lambda run: "scoring 4 tasks" in run.log(), 0.5),
+        ("baselines", lambda run: "k-means in phi1" in run.log(), 0.5),
     )
     for name, reached, longest in moments:
         run = start("killed", cache=False)

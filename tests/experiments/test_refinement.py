@@ -92,8 +92,8 @@ def test_the_table(workdir, tmp_path, capsys, monkeypatch):
     accuracy = [figures.read_json(f / "results.json")["ensemble"]["test"]["acc"] for f in folders]
     assert float(vote[5].split()[0]) == pytest.approx(np.mean(accuracy), abs=1e-4)
     assert (tmp_path / "table.png").stat().st_size > 1000
-    # A search from the vote stays near it.
-    assert all(float(row[6].split()[0]) > 0.9 for row in again)
+    # A search from the vote stays nearer to it than the vote of another seed is.
+    assert all(float(row[6].split()[0]) > agreed for row in again)
 
 
 @pytest.mark.slow
