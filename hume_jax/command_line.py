@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -85,6 +86,8 @@ def joined() -> Iterator[processes.Processes]:
         return
     from hume_jax import preemption  # with JAX, which a process by itself does not need yet
 
+    # What comes once they leave, after the block, changes nothing: they wait for each other then.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with preemption.ending(found):
         yield found
 

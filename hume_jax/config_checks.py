@@ -68,9 +68,11 @@ _GREATER_THAN_ZERO = (
     "score.tolerance",
     "ensemble.fraction",
 )
-# Seeds are 32-bit integers in the program.
+# Seeds, as all whole numbers, are 32-bit integers in the program.
 LAST_SEED = 2**31 - 1
-_AT_MOST = {"seed": LAST_SEED, "ensemble.fraction": 1}
+_AT_MOST = {"ensemble.fraction": 1}
+# Below it float32 has nothing that is above 0.
+_LEAST = 2.0**-126
 _LESS_THAN = {"search.train_fraction": 1, "inner.tolerance": 1}
 
 
@@ -137,13 +139,13 @@ def check_values(flat: Mapping[str, Any]) -> None:
             f"config field 'score.folds' is {flat['score.folds']}, it must be at most score.rows, "
             f"which is {flat['score.rows']}: a fold needs a row"
         )
-    if flat["inner.penalty"] == 0 and (
+    if flat["inner.penalty"] < _LEAST and (
         flat["inner.adjoint"] == "implicit" or flat["inner.precondition"]
     ):
         raise UserError(
-            "config field 'inner.penalty' is 0, where the inner fit has no unique solution: set it "
-            "above 0, or inner.adjoint to 'unrolled' or 'first_order' and inner.precondition to "
-            "False"
+            f"config field 'inner.penalty' is {flat['inner.penalty']}, for float32 0, where the "
+            "inner fit has no unique solution: set it to 1e-8 or more, or inner.adjoint to "
+            "'unrolled' or 'first_order' and inner.precondition to False"
         )
 
 
@@ -155,6 +157,8 @@ def _check_limits(name: str, value: float) -> None:
             limit = "greater than 0"
         elif name in _AT_MOST and value > _AT_MOST[name]:
             limit = f"at most {_AT_MOST[name]}"
+        elif isinstance(value, int) and value > LAST_SEED:
+            limit = f"at most {LAST_SEED}"
         elif name in _LESS_THAN and value >= _LESS_THAN[name]:
             limit = f"less than {_LESS_THAN[name]}"
         else:

@@ -16,6 +16,11 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
+    def end(self) -> NoReturn:
+        """Ends the process at once; at exit JAX would wait for others, and end in a dump."""
+        sys.stderr.write(f"error: {self}\n")
+        end_now(2)
+
 
 class Preempted(Exception):
     """The run was asked to end, has saved its state and ends; the same command goes on from there.
@@ -55,8 +60,3 @@ class LostProcess(UserError):
     """Another process of the run is gone, so this one has to end without it."""
 
     GO_ON = "what is on disk is kept, the same commands, all of them started again, go on with it"
-
-    def end(self) -> NoReturn:
-        """Ends the process at once; at exit JAX would wait for the other one, and end in a dump."""
-        sys.stderr.write(f"error: {self}\n")
-        end_now(2)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from hume_jax.errors import LostProcess, UserError
+from hume_jax.errors import LostProcess, Preempted, UserError
 from hume_jax.processes import ALONE, Processes, meet
 
 # Seconds that the processes of a run wait for each other to start.
@@ -47,7 +47,7 @@ def start(coordinator: str, count: int, index: int) -> Processes:
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator == "auto":
         try:
-            with _interruptible():
+            with _endable():
                 jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         except ValueError as error:
             raise UserError(
@@ -71,7 +71,7 @@ def start(coordinator: str, count: int, index: int) -> Processes:
     else:
         _check_free(int(port[1]))
     logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
-    with _interruptible(), _watching(coordinator if index else ""):
+    with _endable(), _watching(coordinator if index else ""):
         jax.distributed.initialize(
             coordinator,
             count,
@@ -83,18 +83,37 @@ def start(coordinator: str, count: int, index: int) -> Processes:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the process: while JAX waits, Python would not come to look at it."""
-    before = signal.getsignal(signal.SIGINT)
+def _endable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process while JAX waits, and Python does not look at them.
+
+    So does JAX, by a dump, where it has waited for too long.
+    """
+    from hume_jax.pulse import call_at, on_abort
+
+    on_abort(_never_met)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     main = threading.current_thread() is threading.main_thread()
-    if not main or before in (signal.SIG_IGN, None):
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    heard = [n for n, old in before.items() if main and old not in (signal.SIG_IGN, None)]
+    if signal.SIGINT in heard:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.SIGTERM in heard:
+        call_at(signal.SIGTERM, _told)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def _never_met() -> None:
+    UserError(
+        f"not all processes of this run came within {_PATIENCE} s, the lines above say more: start "
+        "all of them, with the same command and the same number of processes"
+    ).end()
+
+
+def _told() -> None:
+    Preempted("stopped by SIGTERM before all processes had met; start all of them again").end()
 
 
 @contextlib.contextmanager

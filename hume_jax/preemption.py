@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -17,6 +18,8 @@ from hume_jax.processes import ALONE, Processes
 
 # Seconds after which a process that SIGTERM should have ended is told once more.
 _AGAIN = 5
+# Seconds within which JAX's service has passed on what it was told: it looks once a second.
+_PASSED_ON = 1.5
 
 
 @contextlib.contextmanager
@@ -112,6 +115,15 @@ class Watch:
             return self._asked
         self._points += 1
         return multihost_utils.reached_preemption_sync_point(self._points)
+
+    def asked_last(self) -> bool:
+        """Whether to end after all, once the search is done; asked as `asked` is."""
+        if not self._alone:
+            # Of now on `ending` hears it; what the service has heard it will have passed on.
+            if self._before is not None:
+                signal.signal(signal.SIGTERM, self._before)
+            time.sleep(_PASSED_ON)
+        return self.asked()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

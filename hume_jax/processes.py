@@ -214,10 +214,10 @@ def in_company() -> bool:
 
 def meet(processes: Processes) -> None:
     """Has the others of a run count on this process, and this one on them, until they part."""
-    from hume_jax.pulse import Pulse, say_why_it_aborts
+    from hume_jax.pulse import Pulse, on_abort
 
     _pulse.append(Pulse(*processes))
-    say_why_it_aborts(_pulse[-1])
+    on_abort(_pulse[-1].aborted)
     _pulse[-1].start()
 
 

@@ -24,8 +24,8 @@ _LONGEST = 20.0
 _STOP = " stop"
 # What the store raises that does not answer, or knows no such key.
 _NO_ANSWER = (RuntimeError, ValueError, OSError)
-# What the system calls where this process aborts: kept, since it may do so at any time.
-_on_abort: list[Any] = []
+# What the system calls at a signal: kept, since it may do so at any time.
+_called: dict[signal.Signals, Any] = {}
 
 
 class Pulse(threading.Thread):
@@ -108,6 +108,17 @@ class Pulse(threading.Thread):
                 self._lost(0)
                 return
 
+    def aborted(self) -> None:
+        """Says why JAX has ended this process; nothing once the processes have parted."""
+        if self._client() is None:
+            return
+        if self.stopping:
+            Preempted().end()
+        LostProcess(
+            "JAX ended this process, the lines above say why: most likely another process of this "
+            f"run has gone: {LostProcess.GO_ON}"
+        ).end()
+
     def _end_if_overdue(self) -> None:
         """Ends a process that was told to, and waits where no exception reaches it."""
         if self.stopping and time.monotonic() - self._told > _LONGEST:
@@ -127,8 +138,8 @@ def _tell_main_thread() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
-def say_why_it_aborts(pulse: Pulse) -> None:
-    """Has the process end with a line and status 2 where JAX aborts it, or 75 where it is to end.
+def on_abort(end: Callable[[], None]) -> None:
+    """Has the process end with a line of its own where JAX aborts it.
 
     JAX watches process 0 too, and aborts where its connection breaks: nearly at once where the
     process was killed, which may be sooner than a computation fails. Its client takes a callback
@@ -136,21 +147,15 @@ def say_why_it_aborts(pulse: Pulse) -> None:
     not run while a process aborts; so the system calls this one.
 
     Args:
-      pulse: of this process.
+      end: says it and ends the process; where it returns, the process aborts after all.
     """
-    _on_abort[:] = [ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _aborted(pulse))]
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort[0])
+    call_at(signal.SIGABRT, end)
 
 
-def _aborted(pulse: Pulse) -> None:
-    if distributed.global_state.client is None:
-        return  # the processes have parted: it aborts, as it would have
-    if pulse.stopping:
-        Preempted().end()
-    LostProcess(
-        "JAX ended this process, the lines above say why: most likely another process of this run "
-        f"has gone: {LostProcess.GO_ON}"
-    ).end()
+def call_at(number: signal.Signals, end: Callable[[], None]) -> None:
+    """Has the system call a function that ends the process, also where Python waits for JAX."""
+    _called[number] = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: end())
+    ctypes.CDLL(None).signal(int(number), _called[number])
 
 
 def _key(number: int) -> str:

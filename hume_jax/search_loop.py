@@ -92,7 +92,7 @@ def run(
         batches = _run(plan, feed, runner)
         workdir.finish()
         # What came after the last block, or to a search that had no steps left.
-        if watch.asked():
+        if watch.asked_last():
             raise _preempted("the last step")
     seconds = {"compile": feed.seconds.compile, "search": feed.seconds.search}
     seconds["checkpoint"] = runner.saving

@@ -71,4 +71,5 @@ def block_steps(shape: Shape, settings: Search, tasks: int, longest: int) -> int
     A rule of the sizes alone, never of a clock.
     """
     fitting = int(_BLOCK_FLOPS / step_flops(shape, settings, tasks))
-    return max(d for d in range(1, longest + 1) if longest % d == 0 and (d == 1 or d <= fitting))
+    most = min(longest, max(fitting, 1))
+    return next(d for d in range(most, 0, -1) if longest % d == 0)

@@ -190,6 +190,26 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(processes, tmp_pa
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("when", ["before the search", "after the last step"])
+def test_sigterm_where_no_step_comes_after_it(processes, tmp_path, when):
+    """Twice, as some schedulers do; the second finds them on their way out."""
+    both = processes(2)
+    if when == "before the search":
+        both.start(LONG)
+        both.wait_for("workdir: ")
+    else:
+        both.start("--config.search.steps=8", "--config.search.anneal_steps=()")
+        both.wait_for("search 8/8")
+    both.all[1].send_signal(signal.SIGTERM)
+    time.sleep(1)
+    if both.all[1].poll() is None:
+        both.all[1].send_signal(signal.SIGTERM)
+    assert both.end() == [Preempted.STATUS] * 2
+    said = [both.log(i).read_text().splitlines()[-1] for i in range(2)]
+    assert all(line.startswith("stopped by SIGTERM") for line in said), said
+    assert not (tmp_path / "run" / "scores.npz").exists()
+
+
 @pytest.mark.slow
 def test_sums_over_shared_rows_never_wait_for_each_other(processes, tmp_path):
     """Two second spaces are summed over the processes, neither after the other, by one thread each.
@@ -369,13 +389,22 @@ import sys
 from hume_jax import joining
 joining._GONE_SECONDS = 1
 joining._RETRY_SECONDS = 0.2
+joining._PATIENCE = int(sys.argv[3]) if len(sys.argv) > 3 else 300
 joining.start(f"127.0.0.1:{sys.argv[1]}", 3, int(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_process_0_to_which_nobody_comes(repository, free_port):
+    command = [sys.executable, "-c", WAITING, str(free_port), "0", "2"]
+    ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: not all processes of this run came within 2 s")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_process_0_goes_while_others_are_waited_for(repository, free_port, number):
-    """The third never comes. Ctrl-C is not kept until it does."""
+    """The third never comes. Ctrl-C and SIGTERM are not kept until it does."""
     both = [
         subprocess.Popen(
             [sys.executable, "-c", WAITING, str(free_port), str(i)],
@@ -391,7 +420,8 @@ def test_process_0_goes_while_others_are_waited_for(repository, free_port, numbe
         with pytest.raises(subprocess.TimeoutExpired):
             both[1].wait(6)
         both[0].send_signal(number)
-        assert both[0].wait(10) == -number
+        expected = Preempted.STATUS if number == signal.SIGTERM else -number
+        assert both[0].wait(10) == expected
         said = both[1].communicate(timeout=30)[1].splitlines()[-1]
         assert both[1].returncode == 2
         assert said.startswith(f"error: process 0 at 127.0.0.1:{free_port} has gone while all")

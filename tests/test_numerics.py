@@ -28,12 +28,13 @@ RUN = jax.jit(search.run_steps, static_argnums=(4, 5))
 NEWTON = {"steps": 3, "newton_steps": 4, "adjoint_steps": 8, "tolerance": 0.05}
 
 
-def clusters(seed: int = 0) -> list[np.ndarray]:
+def clusters(noise: float, seed: int = 0) -> list[np.ndarray]:
     """Two spaces of the same noisy classes."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(K, size=N)
     return [
-        rng.normal(size=(K, width))[classes] + rng.normal(size=(N, width)) + 1 for width in (D1, D2)
+        rng.normal(size=(K, width))[classes] + noise * rng.normal(size=(N, width)) + 1
+        for width in (D1, D2)
     ]
 
 
@@ -44,9 +45,10 @@ def held(
     storage: str = "float32",
     normalised: bool = True,
     precondition: bool = True,
+    noise: float = 1.0,
 ) -> search.Data:
     """The clusters, scaled, as a run would hold them."""
-    arrays = [(scale * rows).astype(np.float32) for rows in clusters()]
+    arrays = [(scale * rows).astype(np.float32) for rows in clusters(noise)]
     kind: Kind = "rows" if normalised else "stored"
     phi1, phi2 = (Space((a,), (name,), ()) for a, name in zip(arrays, ("1", "2"), strict=True))
     first, _ = prepared.first_space([Split(phi1, phi2, None, N)], kind)
@@ -107,6 +109,17 @@ def test_no_nan_of_rows_as_they_are_stored(scale, solver):
     for penalty in (0.0, 1e-8, 10.0):
         data = held(scale, penalty, normalised=False, precondition=False)
         assert_finite(*searched(data, settings))
+
+
+@pytest.mark.parametrize("adjoint", ["first_order", "unrolled"])
+def test_no_nan_without_a_penalty_where_a_fit_is_sure_of_every_row(adjoint):
+    """No curvature is left then, and warm weights grow from step to step."""
+    inner = InnerFit(adjoint=adjoint, **NEWTON)
+    settings = search.Search(K, 30, 30, inner=inner, temperature=0.4, anneal_steps=(15, 22))
+    data = held(1.0, 0.0, precondition=False, noise=0.1)
+    state, info = searched(data, settings, steps=30, tasks=8)
+    assert_finite(state, info)
+    assert np.all(info.heldout_ce[-1] < 0.1 * np.log(K))
 
 
 @pytest.mark.slow

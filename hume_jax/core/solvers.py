@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+# Root mean square of what a step of `newton` adds to a class's logits, as far as columns do not
+# depend on each other, at most: float32 has no probability that is left by so much.
+_FARTHEST = 100.0
+
 
 class Solution(NamedTuple):
     """Where a solver has ended."""
@@ -48,7 +52,10 @@ def curvature_diagonal(p: Array, x: Array, penalty: Array) -> Array:
     """
     # Of each coordinate, shared by all classes and tasks.
     scale = jnp.mean(x**2, axis=0)
-    return jnp.mean(p * (1 - p), axis=1)[:, None] * scale[None] + penalty[None]
+    curvature = jnp.mean(p * (1 - p), axis=1)[:, None] * scale[None] + penalty[None]
+    # Without a penalty nothing else is left of classes that are certain of every row.
+    rounding = jnp.finfo(x.dtype)
+    return jnp.maximum(curvature, rounding.eps * jnp.mean(scale) + rounding.tiny)
 
 
 def minimise(
@@ -151,6 +158,7 @@ def _newton(
     g = gradient_at(p, it.w, x, y, penalty)
     product = functools.partial(hessian_product, p=p, x=x, penalty=penalty)
     d, _ = conjugate_gradient(product, -g, steps, curvature_diagonal(p, x, penalty))
+    d = _held(d, x)
     dz = d @ x.T
     # Where rounding decides, the full step is taken.
     bound = it.number + 1e-6 * jnp.abs(it.number)
@@ -161,6 +169,12 @@ def _newton(
         length = jnp.where(value <= bound, jnp.asarray(longer, x.dtype), length)
         loss = jnp.where(value <= bound, value, loss)
     return _Iterate(it.w + length * d, it.other + length * dz, loss, jnp.linalg.norm(g))
+
+
+def _held(d: Array, x: Array) -> Array:
+    """A step, no longer than labels can ask for: without a penalty nothing else may bound it."""
+    size = jnp.max(jnp.sum(d**2 * jnp.mean(x**2, axis=0)[None], axis=1))
+    return d * jnp.sqrt(_FARTHEST**2 / jnp.maximum(size, _FARTHEST**2))
 
 
 def hessian_product(v: Array, p: Array, x: Array, penalty: Array) -> Array:
