@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import config_dict
 
 import hume_jax
-from hume_jax import encoded_arrays
+from hume_jax import encoded_arrays, parallel
 from hume_jax.encoded_arrays import Array
 from hume_jax.errors import UserError
 from hume_jax.files import existing_folder
@@ -68,6 +68,7 @@ def ensure(
       Preempted: by SIGTERM, to any of the processes; what was encoded is kept.
     """
     with ending(processes):
+        parallel.check_devices()
         with processes.together():
             config, jobs = _prepare(config, check)
         processes.agree(_work(config, jobs))

@@ -6,6 +6,7 @@ a sharded map today.) Tasks are independent, so the ``task`` axis needs no commu
 belong to virtual shards, which the ``data`` axis divides.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,18 @@ class Sizes(NamedTuple):
 
 
 AUTOMATIC = Sizes()
+
+
+def check_devices() -> None:
+    """Raises a `UserError` where JAX finds no device to compute on."""
+    try:
+        jax.devices()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"JAX finds no device ({str(error) or 'no backend starts'}): see that JAX_PLATFORMS="
+            f"{os.environ.get('JAX_PLATFORMS', '')!r} and other JAX_... of the environment name "
+            "what this machine has and this installation of JAX knows"
+        ) from error
 
 
 def mesh_sizes(tasks: int, shards: int, devices: int, asked: Sizes = AUTOMATIC) -> Sizes:

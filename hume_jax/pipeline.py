@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, planning, rows, scoring, search_loop
+from hume_jax import labelling, parallel, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate
 from hume_jax.core.consensus import consensus
 from hume_jax.preemption import ending
@@ -78,6 +78,7 @@ def _run(
 ) -> dict[str, Any]:
     began = time.perf_counter()
     config = config_lib.resolve(config)
+    parallel.check_devices()
     with processes.together():
         files = store.open_files(config.data)
     with processes.together():

@@ -467,3 +467,12 @@ def test_stopped_by_the_keyboard(folder, repository):
     assert done.returncode == 130
     assert "stopped; the same command goes on from the last checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_is_not_there(command, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    done = command(*ARRAYS)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: JAX finds no device (")
+    assert "JAX_PLATFORMS='abacus'" in last
