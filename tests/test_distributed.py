@@ -205,8 +205,8 @@ def test_sigterm_where_no_step_comes_after_it(processes, tmp_path, when):
     if both.all[1].poll() is None:
         both.all[1].send_signal(signal.SIGTERM)
     assert both.end() == [Preempted.STATUS] * 2
-    said = [both.log(i).read_text().splitlines()[-1] for i in range(2)]
-    assert all(line.startswith("stopped by SIGTERM") for line in said), said
+    said = [both.log(i).read_text() for i in range(2)]
+    assert all("\nstopped by SIGTERM" in text for text in said), said
     assert not (tmp_path / "run" / "scores.npz").exists()
 
 
@@ -364,7 +364,8 @@ def test_sigterm_to_one_before_they_search_ends_all(repository, free_port, other
     statuses, said = joined(repository, free_port, f"told, others {others}")
     assert statuses == [Preempted.STATUS] * 2, said
     for text in said:
-        assert text.splitlines()[-1].startswith("stopped by SIGTERM; what was finished is kept")
+        # Not always the last: a thread of JAX's may still say that a connection has gone.
+        assert "\nstopped by SIGTERM; what was finished is kept" in f"\n{text}"
 
 
 @pytest.mark.parametrize("stopping", [True, False])
