@@ -85,7 +85,7 @@ class Watch:
         if self._alone and main:
             self._before = signal.signal(signal.SIGTERM, self._ask)
             self._asked = unheard
-        elif not self._alone and distributed.global_state.preemption_sync_manager is None:
+        elif not self._alone and not _is_jaxs(self._processes):
             # What is told while others are not here yet, `ending` passes on at once.
             with self._processes.together():
                 pass

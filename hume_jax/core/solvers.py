@@ -50,12 +50,16 @@ def curvature_diagonal(p: Array, x: Array, penalty: Array) -> Array:
 
     Confident classes have little curvature, which the penalty's then stands out against.
     """
-    # Of each coordinate, shared by all classes and tasks.
-    scale = jnp.mean(x**2, axis=0)
+    scale = _mean_squares(x)
     curvature = jnp.mean(p * (1 - p), axis=1)[:, None] * scale[None] + penalty[None]
     # Without a penalty nothing else is left of classes that are certain of every row.
     rounding = jnp.finfo(x.dtype)
     return jnp.maximum(curvature, rounding.eps * jnp.mean(scale) + rounding.tiny)
+
+
+def _mean_squares(x: Array) -> Array:
+    """``(r,)``, of each coordinate; shared by all classes and tasks."""
+    return jnp.mean(x**2, axis=0)
 
 
 def minimise(
@@ -173,7 +177,7 @@ def _newton(
 
 def _held(d: Array, x: Array) -> Array:
     """A step, no longer than labels can ask for: without a penalty nothing else may bound it."""
-    size = jnp.max(jnp.sum(d**2 * jnp.mean(x**2, axis=0)[None], axis=1))
+    size = jnp.max(jnp.sum(d**2 * _mean_squares(x)[None], axis=1))
     return d * jnp.sqrt(_FARTHEST**2 / jnp.maximum(size, _FARTHEST**2))
 
 
