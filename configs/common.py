@@ -214,6 +214,9 @@ def _presets() -> config_dict.ConfigDict:
     # Start of theta: 'random', any orthonormal matrix; 'rows' of phi1 that are far from each other
     # (k-means++), made orthonormal; 'clusters', what spherical k-means makes of such rows.
     fast.encoder.start, paper.encoder.start = "clusters", "random"
+    # What Adam moves, element by element: the 'matrix' theta, whose orthonormal image then takes
+    # its place, or its 'householder' coordinates in a random basis, as PyTorch in the reference.
+    fast.encoder.coordinates, paper.encoder.coordinates = "matrix", "householder"
 
     # 'given': the task encoder is linear in phi1, the inner fit in phi2. 'both': the task encoder
     # is linear in all files of both, joined, and each of them has an inner fit, the objective is

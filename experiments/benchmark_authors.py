@@ -182,9 +182,11 @@ def quality(options: argparse.Namespace) -> Table:
     reduced = [*PAPER, f"--config.search.subset_size={rows}", f"--config.search.steps={steps}"]
     reduced += [f"--config.search.subsets_per_step={subsets}"]
     reduced += [f"--config.inner.steps={REDUCED['adaptation_steps']}"]
+    moved = [*reduced, "--config.encoder.coordinates=matrix"]
     fast = config.search.steps
     for name, fields, tasks, length in (
         ("paper preset", reduced, options.seeds, steps),
+        ("paper preset, the matrix moved", moved, options.seeds, steps),
         ("fast preset", FAST, options.seeds, fast),
         (f"fast preset, vote of {options.tasks}", FAST, options.tasks, fast),
     ):

@@ -8,7 +8,8 @@
 it is only watched. Written down are what it drew (orthonormal matrix, subset, start of the inner
 model), its objective (Eq. 7) before the update, and the gradient that `backward` left on the
 orthonormal matrix, before PyTorch carries it on to its Householder coordinates. The run is ended
-where the update of the task encoder would begin.
+where the update of the task encoder would begin; one more goes on for a few iterations, whose
+updates are written down.
 
 learn2learn, which the authors' inner loop uses, does not build on current Python. Without it
 `TwoCallMaml` stands in for the two calls that are needed; with it installed it is used. Needs
@@ -28,6 +29,9 @@ d1 and d2 columns, K classes):
     CASE/inner_ce (steps,)          train cross-entropy before each inner step
     CASE/heldout_ce, CASE/loss ()   held-out cross-entropy; that minus H_reg times the entropy
     CASE/gradient (d1, K)           of the loss with respect to q
+    updates/basis (d1, d1)          that of a run's Householder coordinates
+    updates/q (m + 1, d1, K)        its task encoders, before and after each of m updates
+    updates/gradient (m, d1, K)     gradients by which they were updated, with respect to q
 """
 
 import argparse
@@ -74,6 +78,9 @@ CASES: dict[str, dict[str, Any]] = {
     "small_no_entropy": SMALL | {"tau": 0.1, "H_reg": 0.0, "seed": 5},
     "imagenet_no_entropy": LARGE | {"tau": 0.1, "H_reg": 0.0, "seed": 6},
 }
+# The run whose updates are written down, by large steps.
+UPDATES: dict[str, Any] = SMALL | {"tau": 0.1, "H_reg": 10.0, "seed": 7, "outer_lr": 0.1}
+N_UPDATES = 12
 
 
 class TwoCallMaml(nn.Module):
@@ -124,13 +131,14 @@ def load_reference(checkout: pathlib.Path) -> tuple[types.ModuleType, types.Modu
 
 
 class _UpdateReached(Exception):
-    """Ends the authors' `run` where its first update would begin."""
+    """Ends the authors' `run` where an update would begin."""
 
 
 class Watch:
     """What the authors' code drew and computed, filled in while it runs."""
 
     def __init__(self) -> None:
+        self.bases: list[torch.Tensor] = []
         self.encoders: list[torch.Tensor] = []
         self.labels: list[torch.Tensor] = []
         self.subsets: list[np.ndarray] = []
@@ -140,8 +148,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(hume: types.ModuleType) -> Iterator[Watch]:
-    """Wraps the library functions that `hume.run` calls; none of them changes what it returns."""
+def watching(hume: types.ModuleType, updates: int) -> Iterator[Watch]:
+    """Wraps the library functions that `hume.run` calls; none of them changes what it returns.
+
+    The run ends where the update after `updates` of them would begin.
+    """
     watch = Watch()
     parametrised = nn.utils.parametrize.ParametrizationList
 
@@ -150,6 +161,7 @@ def watching(hume: types.ModuleType) -> Iterator[Watch]:
             if output.requires_grad:
                 output.retain_grad()
             watch.encoders.append(output)
+            watch.bases.append(module[0].base)
         elif isinstance(module, hume.Sparsemax):
             watch.labels.append(output.detach())
 
@@ -161,8 +173,12 @@ def watching(hume: types.ModuleType) -> Iterator[Watch]:
 
         return wrapper
 
-    def stop(*_: Any) -> None:
-        raise _UpdateReached
+    clip = nn.utils.clip_grad_norm_
+
+    def update(*args: Any) -> Any:
+        if len(watch.losses) > updates:
+            raise _UpdateReached
+        return clip(*args)
 
     def note_start(_: nn.Module, inner: nn.Module) -> None:
         watch.starts.append([p.detach().numpy().copy() for p in inner.parameters()])
@@ -179,18 +195,22 @@ def watching(hume: types.ModuleType) -> Iterator[Watch]:
         stack.callback(hook.remove)
         for owner, name, note in wrappers:
             stack.enter_context(mock.patch.object(owner, name, seen(getattr(owner, name), note)))
-        stack.enter_context(mock.patch.object(nn.utils, "clip_grad_norm_", stop))
+        stack.enter_context(mock.patch.object(nn.utils, "clip_grad_norm_", update))
         yield watch
 
 
-def run_case(
-    hume: types.ModuleType, phi1: np.ndarray, phi2: np.ndarray, settings: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Runs the authors' `run` for one outer iteration and one subset; arrays of one case."""
+def run(
+    hume: types.ModuleType,
+    phi1: np.ndarray,
+    phi2: np.ndarray,
+    settings: dict[str, Any],
+    updates: int = 0,
+) -> Watch:
+    """Runs the authors' `run` on one subset an iteration, up to the update after `updates`."""
     with tempfile.TemporaryDirectory() as folder:
         labels = np.arange(len(phi1)) % N_CLASSES  # read by `run`, of no effect on the search
         flags = ["--device=cpu", f"--exp_path={folder}/", f"--k={N_CLASSES}"]
-        flags += ["--num_iters=1", "--num_subsets=1", f"--subset_size={SUBSET}"]
+        flags += [f"--num_iters={updates + 1}", "--num_subsets=1", f"--subset_size={SUBSET}"]
         for name, array in {"phi1": phi1, "phi2": phi2, "gt_labels": labels}.items():
             np.save(f"{folder}/{name}.npy", array)
             flags.append(f"--{name}_path={folder}/{name}.npy")
@@ -198,13 +218,25 @@ def run_case(
         flags += [] if settings["rand_init"] else ["--no_rand_init"]
         silent = io.StringIO()
         with (
-            watching(hume) as watch,
+            watching(hume, updates) as watch,
             contextlib.redirect_stdout(silent),
             contextlib.redirect_stderr(silent),
             contextlib.suppress(_UpdateReached),
         ):
             hume.run(flags)
-    return arrays_of(watch, settings)
+    return watch
+
+
+def updates_of(watch: Watch) -> dict[str, np.ndarray]:
+    """The task encoders of a run of several updates, and their gradients."""
+    # Two evaluations of the encoder in each iteration, of the train rows and of the test rows.
+    q = [encoder.detach().numpy().T for encoder in watch.encoders if encoder.grad is not None][::2]
+    gradients = [encoder.grad.numpy().T for encoder in watch.encoders if encoder.grad is not None]
+    if len(q) != N_UPDATES + 1 or len(gradients) != 2 * len(q):
+        raise SystemExit(f"error: the reference took {len(q) - 1} updates of {N_UPDATES}")
+    summed = [a + b for a, b in zip(gradients[::2], gradients[1::2], strict=True)]
+    basis = watch.bases[0].numpy()
+    return {"basis": basis, "q": np.stack(q), "gradient": np.stack(summed[:-1])}
 
 
 def arrays_of(watch: Watch, settings: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -334,7 +366,7 @@ def main(arguments: list[str]) -> None:
     arrays |= {f"sparsemax/{key}": value for key, value in sparsemax_arrays(activations).items()}
     margins = {}
     for name, settings in CASES.items():
-        case = run_case(hume, phi1, phi2, settings)
+        case = arrays_of(run(hume, phi1, phi2, settings), settings)
         margins[name] = margin(case, phi1, settings["tau"])
         check(case, name, margins[name])
         arrays |= {f"{name}/{key}": value for key, value in case.items()}
@@ -342,6 +374,8 @@ def main(arguments: list[str]) -> None:
             f"{name}: loss {case['loss']:.6f}, held-out CE {case['heldout_ce']:.6f}, "
             f"gradient norm {np.linalg.norm(case['gradient']):.6f}, margin {margins[name]:.1e}"
         )
+    updates = updates_of(run(hume, phi1, phi2, UPDATES, N_UPDATES))
+    arrays |= {f"updates/{key}": value for key, value in updates.items()}
     paths = [f"--{name}=" for name in ("phi1_path", "phi2_path", "gt_labels_path")]
     digests = {
         name: hashlib.sha256((options.reference / name).read_bytes()).hexdigest()
@@ -357,6 +391,7 @@ def main(arguments: list[str]) -> None:
         },
         "defaults": vars(hume.parse_args(paths)),
         "cases": {name: CASES[name] | {"margin": margins[name]} for name in CASES},
+        "updates": UPDATES,
     }
     arrays["meta"] = np.asarray(json.dumps(meta, sort_keys=True))
     write(options.out, arrays)

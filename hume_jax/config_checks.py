@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "inner.start": ("warm", "cold", "fixed", "random"),
     "encoder.labels": ("sparsemax", "softmax"),
     "encoder.start": ("rows", "clusters", "random"),
+    "encoder.coordinates": ("matrix", "householder"),
     "ensemble.vote": ("soft", "hard"),
     "ensemble.select": ("agreement", "objective", "cv_accuracy", "all"),
     "precision": ("default", "high", "highest"),

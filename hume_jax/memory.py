@@ -22,6 +22,8 @@ _FURTHER, _JUDGED = 2.2, 1.0
 _KEPT = {"newton": (2.0, 2.0), "nesterov": (2.0, 0.0), "gradient": (1.0, 0.0)}
 # Of each conjugate-gradient step in one of Newton's, which is taken again on the way back.
 _KEPT_WITHIN = (3.5, 2.75)
+# Matrices of the size of a basis that the start has at a time, where there is one.
+_BASIS = 6.25
 # Rows that are read and normalised at a time before they are held, see `stored_rows`.
 BLOCK = 16384
 # Bytes that the tasks scored at a time may take; tasks take turns beyond it.
@@ -71,10 +73,11 @@ def search_bytes(
       stored: bytes of each number of rows in memory, see `stored_bytes`.
     """
     running = steps_bytes(shape, settings, tasks, seeds=seeds, rows=rows, stored=stored)
+    starting = seeds * tasks * start_bytes(shape, settings)
     if rows == "disk":
-        return running
-    # While they are brought there.
-    return max(running, data_bytes(shape, stored) + block_bytes(shape))
+        return max(running, starting)
+    # While they are brought there, and then tasks begin.
+    return max(running, data_bytes(shape, stored) + max(block_bytes(shape), starting))
 
 
 def steps_bytes(
@@ -127,12 +130,21 @@ def subset_bytes(shape: Shape) -> int:
 
 def task_bytes(shape: Shape, settings: Search) -> int:
     """Bytes that each further task of a batch takes: its state and what is computed from it."""
-    return state_bytes(shape, settings.n_classes) + working_bytes(shape, settings)
+    return state_bytes(shape, settings) + working_bytes(shape, settings)
 
 
-def state_bytes(shape: Shape, n_classes: int) -> int:
-    """Bytes of a task's state: the encoder, its two moments in Adam, the inner solutions."""
-    return _FLOAT * n_classes * (3 * shape.phi1 + sum(shape.inner))
+def state_bytes(shape: Shape, settings: Search) -> int:
+    """Bytes of a task's state: the encoder, what moves it, the inner solutions."""
+    size = settings.n_classes * (3 * shape.phi1 + sum(shape.inner))
+    if settings.coordinates == "householder":
+        size += shape.phi1 * (settings.n_classes + shape.phi1)
+    return _FLOAT * size
+
+
+def start_bytes(shape: Shape, settings: Search) -> int:
+    """Bytes that each task takes to begin, beside rows: its state, and what its basis comes of."""
+    basis = _BASIS * shape.phi1**2 if settings.coordinates == "householder" else 0
+    return state_bytes(shape, settings) + int(_FLOAT * basis)
 
 
 def working_bytes(shape: Shape, settings: Search) -> int:

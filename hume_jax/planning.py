@@ -282,6 +282,7 @@ def settings_of(config: config_dict.ConfigDict, train: int, test: int) -> Search
         anneal_temperature=config.search.anneal_temperature,
         labels=config.encoder.labels,
         encoder_start=config.encoder.start,
+        coordinates=config.encoder.coordinates,
         start=inner.start,
         inner=InnerFit(
             adjoint=inner.adjoint,

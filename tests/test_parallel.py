@@ -188,6 +188,28 @@ def test_devices_that_share_the_rows_keep_them(start):
         assert all(np.prod([int(d) for d in dims.split(",")]) <= 2 * TASKS for dims in gathered)
 
 
+@pytest.mark.parametrize("sizes", [(4, 1), (2, 2)], ids=str)
+def test_householder_coordinates_are_the_same_on_several_devices(start, sizes):
+    """Their start too, where LAPACK's factorisation of a basis would wait for good."""
+    settings = SETTINGS._replace(coordinates="householder")
+
+    def two_steps(tasks, data):
+        state = search.init(0, tasks, data, settings)
+        log_prior = jnp.log(jnp.full(K, 1 / K))
+        return search.run_steps(state, 0, data, log_prior, settings, 2)[0]
+
+    def on(mesh):
+        data = parallel.place_data(start[0], mesh)
+        tasks = parallel.place_everywhere(np.arange(TASKS, dtype=np.int32), mesh)
+        where = parallel.by_task(jax.eval_shape(two_steps, tasks, data), mesh)
+        return jax.jit(two_steps, out_shardings=where)(tasks, data)
+
+    alone, several = on(parallel.make_mesh(TASKS, SHARDS, 1)), on(make_mesh(*sizes))
+    assert len(several.optimiser.basis.sharding.device_set) == 4
+    np.testing.assert_allclose(several.optimiser.basis, alone.optimiser.basis, atol=1e-5)
+    np.testing.assert_allclose(several.theta, alone.theta, atol=1e-3)
+
+
 def test_a_state_stays_where_it_was_placed(start, shared):
     sizes, state, _ = shared
     placed = parallel.place_state(start[1], make_mesh(*sizes))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from hume_jax.core import inner_fit, solvers, subsets, task_encoder
+from hume_jax.core import householder, inner_fit, solvers, subsets, task_encoder
 from hume_jax.core.effort import Effort, adjoint_tolerance, adjust
 from hume_jax.core.inner_fit import InnerFit, Watch
 from hume_jax.core.objective import Subset, Terms, objective
@@ -46,6 +46,7 @@ class Search(NamedTuple):
     anneal_temperature: float = 0.1  # factor at each anneal step
     labels: str = "sparsemax"  # of the task encoder: 'sparsemax' | 'softmax'
     encoder_start: str = "random"  # of theta: 'random' | 'rows' | 'clusters'
+    coordinates: str = "matrix"  # in which Adam moves theta: 'matrix' | 'householder'
     start: str = "warm"  # of the inner fit: 'warm' | 'cold' | 'fixed' | 'random'
     inner: InnerFit = InnerFit()
 
@@ -148,7 +149,7 @@ def blank(
             _inner_start(jax.random.fold_in(inner_key, i), settings, width, dtype)
             for i, width in enumerate(widths)
         )
-        return theta, inner, optimiser(settings).init(theta)
+        return theta, inner, _start_optimiser(seed, task, theta, settings)
 
     theta, inner, opt = jax.vmap(one)(tasks)
     none = jnp.zeros(len(tasks), jnp.int32)
@@ -179,7 +180,9 @@ def begin(state: State, seed: Array | int, subset: Subset, settings: Search) -> 
       settings: `first_settings` of the search; the split was made with them.
     """
     if settings.encoder_start != "random":
-        state = state._replace(theta=_encoders_at_rows(state.task, seed, subset, settings))
+        theta = _encoders_at_rows(state.task, seed, subset, settings)
+        start = functools.partial(_start_optimiser, seed, settings=settings)
+        state = state._replace(theta=theta, optimiser=jax.vmap(start)(state.task, theta))
     if settings.start != "warm":
         return state
 
@@ -243,9 +246,33 @@ def schedules(settings: Search) -> tuple[optax.Schedule, optax.Schedule]:
 
 
 def optimiser(settings: Search) -> optax.GradientTransformation:
-    """Adam on a gradient of clipped norm, for one task."""
+    """Adam on a gradient of clipped norm, for one task, in whatever coordinates."""
     _, learning_rate = schedules(settings)
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.adam(learning_rate))
+
+
+def _start_optimiser(
+    seed: Array | int, task: Array, theta: Array, settings: Search
+) -> optax.OptState:
+    """The optimiser's state before the first step of a task that begins at ``theta``."""
+    if settings.coordinates == "matrix":
+        return optimiser(settings).init(theta)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 2)
+    return householder.init(key, theta, optimiser(settings))
+
+
+def _move(
+    theta: Array, gradient: Array, state: optax.OptState, settings: Search
+) -> tuple[Array, optax.OptState]:
+    """A step of the optimiser, from one task encoder to the next."""
+    if settings.coordinates == "matrix":
+        updates, state = optimiser(settings).update(gradient, state)
+        theta = theta + updates
+    else:
+        theta, state = householder.update(gradient, state, optimiser(settings))
+    # The orthonormal image takes the place of the free matrix, so that its scale does not drift;
+    # of reflections it takes the rounding.
+    return task_encoder.orthonormalise(theta), state
 
 
 def split_key(seed: Array | int, step: Array | int, index: Array | int) -> Array:
@@ -379,9 +406,8 @@ def update(state: State, learned: Learned, settings: Search) -> tuple[State, Inf
     temperature = _temperature(state, settings)
     gradients = learned.gradients / settings.subsets_per_step
     report = jax.tree.map(lambda value: value / settings.subsets_per_step, learned.report)
-    updates, opt = jax.vmap(optimiser(settings).update)(gradients, state.optimiser)
-    # The orthonormal image takes the place of the free matrix, so that its scale does not drift.
-    theta = jax.vmap(task_encoder.orthonormalise)(optax.apply_updates(state.theta, updates))
+    move = functools.partial(_move, settings=settings)
+    theta, opt = jax.vmap(move)(state.theta, gradients, state.optimiser)
     inner = learned.inner if settings.start == "warm" else state.inner
     dropped = _dropped(state, (report.objective, theta, inner, opt))
     # A task that is dropped stays as it was before the step that was not finite.

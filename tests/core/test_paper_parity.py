@@ -234,6 +234,7 @@ def test_preset_holds_the_reference_settings_for_imagenet(meta: dict[str, Any]) 
 def test_preset_leaves_out_what_the_reference_has_not(group: str, meta: dict[str, Any]) -> None:
     ours = resolved(SPEC[group])
     assert not ours.encoder.normalise
+    assert ours.encoder.coordinates == "householder"
     assert not ours.inner.normalise
     assert not ours.inner.precondition
     assert (ours.inner.penalty, ours.inner.directions) == (0.0, 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hume_jax.core import search, solvers, task_encoder
+from hume_jax.core import householder, search, solvers, task_encoder
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.objective import objective
 from hume_jax.representations.prepare import inner_rows
@@ -505,6 +505,28 @@ def test_nothing_leaves_the_device_inside_a_block(data, start, after):
     text = run_steps.lower(*arguments, SETTINGS, 4).as_text()
     for call in ("callback", "infeed", "outfeed"):
         assert call not in text
+
+
+@pytest.mark.parametrize("begin", ["random", "rows"])
+def test_the_encoder_is_that_of_its_householder_coordinates(data, begin):
+    settings = SETTINGS._replace(coordinates="householder", encoder_start=begin)
+    start = init(5, jnp.array(TASKS), data, settings)
+    bases = start.optimiser.basis
+    np.testing.assert_allclose(bases[:, :, :K], start.theta, atol=1e-5)
+    # Like all that a task begins with, its basis comes of the seed and its number.
+    alone = init(5, jnp.array(TASKS[1:2]), data, settings)
+    np.testing.assert_allclose(alone.optimiser.basis[0], bases[1], atol=1e-5)
+    assert difference(init(6, jnp.array(TASKS), data, settings).optimiser.basis, bases) > 0.1
+    state, _ = run_steps(start, jnp.uint32(0), data, LOG_PRIOR, settings, 2)
+    np.testing.assert_array_equal(state.optimiser.basis, bases)
+    vectors = state.optimiser.vectors
+    for theta, basis, v in zip(state.theta, bases, vectors, strict=True):
+        np.testing.assert_allclose(householder.matrix(basis, v), theta, atol=1e-5)
+    # Adam's first step moves every coordinate by the learning rate, if its gradient is more than 0.
+    first, _ = step(start, jnp.uint32(0), data, settings)
+    moved = np.abs(first.optimiser.vectors)[:, *np.tril_indices(D1, -1, K)]
+    np.testing.assert_allclose(np.median(moved, axis=1), settings.learning_rate, rtol=1e-3)
+    assert moved.max() <= settings.learning_rate * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("begin", ["rows", "clusters"])

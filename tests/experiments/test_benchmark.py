@@ -194,13 +194,15 @@ def test_labels_by_one_judge(asked, checkout, tmp_path, arrays, monkeypatch):
     out = tmp_path / "out"
     command = ["quality", f"--hume={checkout}", TORCH, f"--out={out}", "--rows=30", "--seeds=2"]
     benchmark.main([*command, "--config=configs/arrays.py", "--", *arrays])
-    theirs, paper, fast, vote = cells(out / "quality.md")
+    theirs, paper, matrix, fast, vote = cells(out / "quality.md")
     assert theirs[1] == "2e+05"
-    assert (paper[1], fast[1]) == ("50.5", "40.5")
+    assert (paper[1], matrix[1], fast[1]) == ("50.5", "50.5", "40.5")
     assert vote[0] == "fast preset, vote of 16"
     assert theirs[3:5] == ["0.2500 ± 0.0000", f"{np.log(3):.4f} ± 0.0000"]
     reduced = [job for name, job, _ in asked if "paper" in str(job.get("fields"))]
     assert "--config.search.subset_size=30" in reduced[0]["fields"]
+    last = "--config.encoder.coordinates=matrix"
+    assert [last in job["fields"] for job in reduced] == [False, True]
     assert len(np.load(pathlib.Path(asked[0][1]["arrays"]) / "phi2_train.npy")) == 30
 
 
