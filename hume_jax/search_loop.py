@@ -286,7 +286,9 @@ class _Runner:
         """Compiles the block that the search begins with."""
         step = int(state.step)
         if step < self._plan.steps:
-            self._feed.compile(state, self._length(step))
+            # All begin at one time: the time left would count what one waits for another.
+            with self._processes.together():
+                self._feed.compile(state, self._length(step))
 
     def _report_dropped(self, info: search.Info, batch: int) -> None:
         for index in np.flatnonzero(info.dropped[-1]):
