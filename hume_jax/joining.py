@@ -43,6 +43,8 @@ def start(coordinator: str, count: int, index: int) -> Processes:
     # A process by itself need not wait for the import.
     import jax
 
+    from hume_jax.preemption import ending
+
     # It would take SIGTERM from here on; what comes before the search, `preemption` listens to.
     jax.config.update("jax_enable_preemption_service", False)
     if coordinator == "auto":
@@ -67,7 +69,8 @@ def start(coordinator: str, count: int, index: int) -> Processes:
             "one less than --processes"
         )
     if index:
-        _wait_for(coordinator)
+        with ending():
+            _wait_for(coordinator)
     else:
         _check_free(int(port[1]))
     logging.info("waiting for all %d processes, up to %d s", count, _PATIENCE)
@@ -79,7 +82,9 @@ def start(coordinator: str, count: int, index: int) -> Processes:
             initialization_timeout=_PATIENCE,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
-    return _joined()
+    processes = _joined()
+    processes.agree({"--processes": count})
+    return processes
 
 
 @contextlib.contextmanager

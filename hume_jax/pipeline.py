@@ -83,13 +83,8 @@ def _run(
         files = store.open_files(config.data)
     with processes.together():
         folder = Workdir(workdir, config, owner=processes.first)
-    processes.agree(
-        {
-            "the config": config_lib.config_hash(config),
-            "the mesh": config.mesh.to_dict(),
-            "the folder": str(folder.place),
-        }
-    )
+    given = {f"--config.{name}": value for name, value in config_lib.flatten(config).items()}
+    processes.agree({"--workdir": str(folder.place), **given})
     fingerprint = store.fingerprint(files)
     processes.agree(fingerprint)
     with processes.together():

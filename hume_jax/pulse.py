@@ -19,7 +19,7 @@ _EVERY = 3.0
 # Seconds without one after which a process counts as gone.
 _PATIENCE = 30.0
 # Seconds that a process which is to end has for it: others may wait for it, and it for others.
-_LONGEST = 20.0
+_LONGEST = 15.0
 # What the beats of such a process end with.
 _STOP = " stop"
 # What the store raises that does not answer, or knows no such key.

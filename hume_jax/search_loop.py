@@ -155,7 +155,7 @@ def _run(plan: Plan, feed: Feed, runner: "_Runner") -> list[tuple[np.ndarray, np
     total, done = plan.steps * len(plan.batches), plan.steps * current + reached
     if done:
         logging.info("going on from step %d of %d", done, total)
-    runner.compile(state)
+    runner.compile(state, done)
     with Progress(total, "search", done=done) as progress:
         theta.append(_encoders(runner.batch(current, state, progress)))
         for i in range(current + 1, len(plan.batches)):
@@ -282,13 +282,19 @@ class _Runner:
         self._saved = time.monotonic()
         self.saving += self._saved - began
 
-    def compile(self, state: search.State) -> None:
-        """Compiles the block that the search begins with."""
+    def compile(self, state: search.State, done: int) -> None:
+        """Compiles the block that the search begins with, after as many steps of all batches.
+
+        Raises:
+          Preempted: by SIGTERM meanwhile.
+        """
         step = int(state.step)
         if step < self._plan.steps:
             # All begin at one time: the time left would count what one waits for another.
             with self._processes.together():
                 self._feed.compile(state, self._length(step))
+            if self._watch.asked():
+                raise _preempted(f"step {done}") if done else Preempted
 
     def _report_dropped(self, info: search.Info, batch: int) -> None:
         for index in np.flatnonzero(info.dropped[-1]):

@@ -432,14 +432,39 @@ def test_process_0_goes_while_others_are_waited_for(repository, free_port, numbe
             process.communicate()
 
 
-def test_processes_of_different_commands(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("--config.seed=1", "process 1 has --config.seed 1, process 0 has 0: "),
+        ("--config.log_every=3", "process 1 has --config.log_every 3, process 0 has 2: "),
+        ("--processes=3", "process 1 has --processes 3, process 0 has 2: "),
+    ],
+)
+def test_processes_of_different_commands(processes, tmp_path, own, said):
     both = processes(2)
-    both.start(own=["--config.seed=1"])
+    both.start(own=[own])
     assert both.end() == [2, 2]
-    said = both.log(0).read_text()
-    assert "error: process 1 has the config " in said
-    assert "start all of them with the same command" in said
+    assert f"error: {said}start all of them with the same command" in both.log(0).read_text()
     assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_while_process_0_is_waited_for(repository, free_port, tmp_path):
+    several = [f"--distributed=127.0.0.1:{free_port}", "--processes=2", "--process=1"]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        command = [*COMMAND, f"--workdir={tmp_path / 'run'}", *several]
+        process = subprocess.Popen(command, cwd=repository, stderr=stream)
+    try:
+        end = time.monotonic() + 60
+        while "waiting for process 0" not in log.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == Preempted.STATUS
+        assert log.read_text().splitlines()[-1].startswith("stopped by SIGTERM")
+    finally:
+        process.kill()
+        process.wait()
 
 
 # ---- signs of life

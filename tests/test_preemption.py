@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hume_jax import config as config_lib
-from hume_jax import pipeline, scoring, search_loop
+from hume_jax import feeds, pipeline, scoring, search_loop
 from hume_jax.errors import Preempted
 from hume_jax.preemption import Watch, ending
 from hume_jax.processes import ALONE
@@ -86,6 +86,27 @@ def test_a_run_that_is_ended_in_its_last_block_or_after_it(
     pipeline.run(config, tmp_path)
     assert (tmp_path / "results.json").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == searched, "it was not searched again"
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_a_run_that_is_ended_while_it_is_compiled_takes_no_step(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_lib.load("configs/testing.py")
+    config.n_tasks, config.baselines, config.plots = 2, False, False
+    compile_block = feeds.FromMemory.compile
+
+    def interrupted(*arguments):
+        compile_block(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="the same command"):
+        patched.setattr(feeds.FromMemory, "compile", interrupted)
+        pipeline.run(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert not list((tmp_path / "checkpoints").glob("*/*"))
+    pipeline.run(config, tmp_path)
+    assert (tmp_path / "results.json").exists()
 
 
 @pytest.mark.usefixtures("quickly_compiled")
