@@ -244,8 +244,10 @@ def test_a_process_that_is_killed_ends_the_other_with_a_line(processes, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_hangs_ends_the_other(processes, victim):
+def test_a_process_that_hangs_ends_the_other(processes, victim, monkeypatch):
     """Its connections stay open, so only that it gives no sign of life tells."""
+    # It would keep the lock of what tests share, for longer than others wait, if it had it.
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     both = processes(2)
     both.start(LONG)
     both.wait_for("search 2/3000")
