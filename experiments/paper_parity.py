@@ -230,13 +230,13 @@ def run(
 def updates_of(watch: Watch) -> dict[str, np.ndarray]:
     """The task encoders of a run of several updates, and their gradients."""
     # Two evaluations of the encoder in each iteration, of the train rows and of the test rows.
-    q = [encoder.detach().numpy().T for encoder in watch.encoders if encoder.grad is not None][::2]
-    gradients = [encoder.grad.numpy().T for encoder in watch.encoders if encoder.grad is not None]
-    if len(q) != N_UPDATES + 1 or len(gradients) != 2 * len(q):
-        raise SystemExit(f"error: the reference took {len(q) - 1} updates of {N_UPDATES}")
-    summed = [a + b for a, b in zip(gradients[::2], gradients[1::2], strict=True)]
-    basis = watch.bases[0].numpy()
-    return {"basis": basis, "q": np.stack(q), "gradient": np.stack(summed[:-1])}
+    seen = [encoder for encoder in watch.encoders if encoder.grad is not None]
+    if len(seen) != 2 * (N_UPDATES + 1):
+        raise SystemExit(f"error: the reference took {len(seen) // 2 - 1} updates of {N_UPDATES}")
+    q = np.stack([encoder.detach().numpy().T for encoder in seen[::2]])
+    gradients = np.stack([encoder.grad.numpy().T for encoder in seen])
+    summed = gradients[::2] + gradients[1::2]
+    return {"basis": watch.bases[0].numpy(), "q": q, "gradient": summed[:-1]}
 
 
 def arrays_of(watch: Watch, settings: dict[str, Any]) -> dict[str, np.ndarray]:

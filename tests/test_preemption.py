@@ -4,8 +4,10 @@ import os
 import pathlib
 import signal
 import time
+from typing import Any
 
 import pytest
+from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax import feeds, pipeline, scoring, search_loop
@@ -62,23 +64,33 @@ def test_what_a_watch_was_not_asked_about_is_passed_on():
         raise KeyError
 
 
-@pytest.mark.usefixtures("quickly_compiled")
-@pytest.mark.parametrize("where", ["_report_dropped", "_save"])
-def test_a_run_that_is_ended_in_its_last_block_or_after_it(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def two_tasks() -> config_dict.ConfigDict:
     config = config_lib.load("configs/testing.py")
     config.n_tasks, config.baselines, config.plots = 2, False, False
-    config.search.steps = config.log_every = 4
-    config.search.anneal_steps = ()
-    function = getattr(search_loop._Runner, where)
+    return config
+
+
+def told_in(patched: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Has SIGTERM come where a function of a module or class is called."""
+    function = getattr(owner, name)
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return function(*arguments)
 
+    patched.setattr(owner, name, interrupted)
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("where", ["_report_dropped", "_save"])
+def test_a_run_that_is_ended_in_its_last_block_or_after_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = two_tasks()
+    config.search.steps = config.log_every = 4
+    config.search.anneal_steps = ()
     with monkeypatch.context() as patched:
-        patched.setattr(search_loop._Runner, where, interrupted)
+        told_in(patched, search_loop._Runner, where)
         with pytest.raises(Preempted, match=r"stopped by SIGTERM after .*step"):
             pipeline.run(config, tmp_path)
     assert not (tmp_path / "scores.npz").exists()
@@ -92,16 +104,9 @@ def test_a_run_that_is_ended_in_its_last_block_or_after_it(
 def test_a_run_that_is_ended_while_it_is_compiled_takes_no_step(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_lib.load("configs/testing.py")
-    config.n_tasks, config.baselines, config.plots = 2, False, False
-    compile_block = feeds.FromMemory.compile
-
-    def interrupted(*arguments):
-        compile_block(*arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
-
+    config = two_tasks()
     with monkeypatch.context() as patched, pytest.raises(Preempted, match="the same command"):
-        patched.setattr(feeds.FromMemory, "compile", interrupted)
+        told_in(patched, feeds.FromMemory, "compile")
         pipeline.run(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
     assert not list((tmp_path / "checkpoints").glob("*/*"))
@@ -113,16 +118,9 @@ def test_a_run_that_is_ended_while_it_is_compiled_takes_no_step(
 def test_a_run_that_is_ended_while_it_scores_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_lib.load("configs/testing.py")
-    config.n_tasks, config.baselines, config.plots = 2, False, False
-    score = scoring.score_tasks
-
-    def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return score(*arguments)
-
+    config = two_tasks()
     with monkeypatch.context() as patched, pytest.raises(Preempted):
-        patched.setattr(scoring, "score_tasks", interrupted)
+        told_in(patched, scoring, "score_tasks")
         pipeline.run(config, tmp_path)
     assert not (tmp_path / "scores.npz").exists()
     searched = (tmp_path / "metrics.jsonl").read_text()

@@ -84,10 +84,7 @@ def _solve(upper: Array, b: Array) -> Array:
 
 
 def _substitute(upper: Array, b: Array) -> Array:
-    """Back substitution, row by row.
-
-    LAPACK's of a batch can block for good, as said above.
-    """
+    """Back substitution, row by row; that of LAPACK could block for good, see `basis`."""
 
     def row(i: Array, x: Array) -> Array:
         # Rows of x that are not found yet are 0.

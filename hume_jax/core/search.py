@@ -142,8 +142,7 @@ def blank(
     """
 
     def one(task: Array) -> tuple[Array, tuple[Array, ...], optax.OptState]:
-        key = jax.random.fold_in(jax.random.key(seed), task)
-        encoder_key, inner_key = jax.random.split(key)
+        encoder_key, inner_key = jax.random.split(_task_key(seed, task))
         theta = task_encoder.init(encoder_key, dim, settings.n_classes, dtype)
         inner = tuple(
             _inner_start(jax.random.fold_in(inner_key, i), settings, width, dtype)
@@ -206,7 +205,7 @@ def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings:
     rows = jnp.concatenate(by_shard, axis=1).reshape(-1, by_shard[0].shape[-1])
 
     def one(task: Array) -> Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 1)
+        key = jax.random.fold_in(_task_key(seed, task), 1)
         steps = _LLOYD_STEPS if settings.encoder_start == "clusters" else 0
         return task_encoder.init_from_rows(key, rows, settings.n_classes, steps)
 
@@ -216,6 +215,11 @@ def _encoders_at_rows(tasks: Array, seed: Array | int, subset: Subset, settings:
 def shards_of(subset: Subset, settings: Search) -> int:
     """Virtual shards that a split has equally many rows of, one after the other."""
     return len(subset.phi1_train) // settings.train_rows
+
+
+def _task_key(seed: Array | int, task: Array) -> Array:
+    """The key of all that a task begins with: of the run's seed and the task's number."""
+    return jax.random.fold_in(jax.random.key(seed), task)
 
 
 def _inner_start(key: Array, settings: Search, width: int, dtype: jnp.dtype) -> Array:
@@ -257,7 +261,7 @@ def _start_optimiser(
     """The optimiser's state before the first step of a task that begins at ``theta``."""
     if settings.coordinates == "matrix":
         return optimiser(settings).init(theta)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), 2)
+    key = jax.random.fold_in(_task_key(seed, task), 2)
     return householder.init(key, theta, optimiser(settings))
 
 
