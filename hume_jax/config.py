@@ -38,6 +38,7 @@ SPEED = (
     "encode.threads",
     "mesh.task",
     "mesh.data",
+    "report",
     "log_every",
     "checkpoint_seconds",
 )
