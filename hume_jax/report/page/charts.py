@@ -19,6 +19,8 @@ LEGEND_CLASSES = 16
 NAMED_CELLS = 30
 # Marks from which a chart is drawn as pixels: shapes are sharper, but each takes room and time.
 PIXELS_FROM = 1500
+# Of an axis whose numbers mean nothing.
+_BARE = {"labels": False, "ticks": False, "grid": False}
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 
 
@@ -138,26 +140,19 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
         )
     }
     # Without a class chosen the surer rows stand out; of a chosen class all are seen.
-    chosen = "chosen < 0 || datum.class == chosen"
-    surer = _field(
-        "agreement",
-        "quantitative",
-        None,
-        scale={"domain": [0, 1], "range": [0.15, 0.85]},
-        legend=None,
-    )
-    del surer["title"]
-    opacity = {"condition": {"test": chosen, **surer}, "value": 0.03}
-    if colour == "agreement":
-        opacity = {"condition": {"test": chosen, "value": 0.75}, "value": 0.03}
+    other = {"test": "chosen >= 0 && datum.class != chosen", "value": 0.03}
+    opacity: dict[str, Any] = {"condition": other, "value": 0.75}
+    if colour == "class":
+        surer = {"scale": {"domain": [0, 1], "range": [0.15, 0.85]}, "legend": None}
+        opacity = _field("agreement", "quantitative", None, condition=other, **surer)
     return _spec(
         data,
         460,
         params=[{"name": "chosen", "value": -1}],
         mark={"type": "point", "filled": True, "size": 26},
         encoding={
-            "x": _field("x", "quantitative", "first direction", axis={"labels": False}),
-            "y": _field("y", "quantitative", "second direction", axis={"labels": False}),
+            "x": _field("x", "quantitative", "first direction", axis=_BARE),
+            "y": _field("y", "quantitative", "second direction", axis=_BARE),
             **(by_class if colour == "class" else by_agreement),
             "opacity": opacity,
             "tooltip": [
@@ -218,20 +213,38 @@ def curves(data: str, logarithmic: bool, anneals: Sequence[float], best: int | N
     return _spec(data, 260, layer=layers)
 
 
-def tasks(data: str, title: str, field: str, line: float | None = None) -> Spec:
+def _frame(values: Sequence[float | None], least: float, most: float = math.inf) -> list[float]:
+    """Ends of an axis, which keeps values that are nearly equal from looking far apart."""
+    there = [value for value in values if value is not None] or [0.0]
+    middle = (min(there) + max(there)) / 2
+    half = max(1.15 * (max(there) - min(there)) / 2, least)
+    return [round(middle - half, 6), round(min(middle + half, most), 6)]
+
+
+def tasks(
+    data: str,
+    title: str,
+    field: str,
+    columns: Mapping[str, Sequence[Any]],
+    line: float | None = None,
+) -> Spec:
     """The objective of every task against another of its scores.
 
     Args:
       data: columns `task`, `objective`, `collapsed`, and the field.
       title: of the other score.
       field: of the other score.
+      columns: of the data.
       line: a score of the vote, as a line.
     """
+    objectives = columns["objective"]
+    x = _frame(objectives, 0.01 * abs(max((o for o in objectives if o is not None), default=1)))
+    y = _frame([*columns[field], line], 0.01, 1.002)
     dots: Spec = {
         "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.85},
         "encoding": {
-            "x": _field("objective", "quantitative", "objective", scale={"zero": False}),
-            "y": _field(field, "quantitative", title, scale={"zero": False, "padding": 12}),
+            "x": _field("objective", "quantitative", "objective", scale={"domain": x}),
+            "y": _field(field, "quantitative", title, scale={"domain": y}),
             "shape": _field(
                 "collapsed",
                 "nominal",
@@ -304,7 +317,7 @@ def heatmap(
                 "quantitative",
                 "share",
                 scale={"domain": [low, 1], "range": "heatmap", "clamp": True},
-                legend={"gradientLength": 160, "format": ".1f"},
+                legend={"gradientLength": 160, "format": ".1f" if low < 0.8 else ".2f"},
             ),
             "tooltip": [_tip(*tip) for tip in tips],
         },

@@ -75,7 +75,7 @@ def _tasks(run: Run) -> list[Finding]:
                 Finding(
                     "warning" if mean < WEAK else "note",
                     f"Searches from different starts agree on {mean:.0%} of the rows",
-                    "Where they find the same classes each time, agreement is near 100 %. Another "
+                    "Where they find the same classes each time, agreement is near 100%. Another "
                     "number of classes, more steps or stronger representations may help.",
                     [],
                 )
@@ -106,7 +106,7 @@ def _classes(run: Run) -> list[Finding]:
     found = []
     for level, low, high, words in (
         ("warning", -1.0, WEAK, "less than half of the tasks' votes"),
-        ("note", WEAK, DOUBTFUL, "less than 80 % of the tasks' votes"),
+        ("note", WEAK, DOUBTFUL, "less than 80% of the tasks' votes"),
     ):
         own = [int(c) for c in order if low <= agreement[c] < high and sizes[c]]
         if own:
@@ -114,9 +114,9 @@ def _classes(run: Run) -> list[Finding]:
                 Finding(
                     level,
                     f"{count(len(own), 'class', 'classes')} with {words}",
-                    "The tasks do not find these classes alike. They may be two classes of people "
-                    "in one, a part of one, or a mixture. Look at their least agreed samples, and "
-                    f"at the class they are confused with: {_pairs(run, own)}.",
+                    "The tasks do not find these classes alike: each may be two real classes in "
+                    "one, a part of one, or a mixture. Look at their least agreed samples, and at "
+                    f"the class they are confused with: {_pairs(run, own)}.",
                     own[:_NAMED],
                 )
             )
@@ -130,8 +130,9 @@ def _pairs(run: Run, classes: Sequence[int]) -> str:
         for c in classes[:4]
         if other[c] >= 0
     ]
-    more = "; …" if len(classes) > len(texts) else ""
-    return "; ".join(texts) + more
+    if len(classes) > len(texts):
+        texts.append("and so on")
+    return "; ".join(texts)
 
 
 def _sizes(run: Run) -> list[Finding]:
@@ -226,7 +227,7 @@ def _rows(run: Run) -> list[Finding]:
             f"{count(pairs, 'pair')} of {which} are nearly the same",
             f"Cosine {mapping.SAME} or more between a row and its nearest one. Copies count twice "
             "in every figure here, and copies across train and test make test scores look better. "
-            + (f"{apart} of the pairs lie in different classes." if apart else ""),
+            + (f"Of the pairs, {apart} lie in different classes." if apart else ""),
             [],
         )
     ]

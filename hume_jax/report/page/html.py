@@ -19,6 +19,8 @@ from hume_jax.report.page.tables import Column, Table, table
 
 # What a page may take, in bytes, of up to 20,000 rows.
 MOST_BYTES = 5_000_000
+# Pairs of rows that are listed.
+_PAIRS = 50
 # Classes up to which the samples of each are open at first.
 _OPEN_CLASSES = 12
 
@@ -80,6 +82,7 @@ def page(run: Run, samples: Inlined) -> str:
         lead=_lead(run),
         tiles=_tiles(run),
         findings=distrust.findings(run),
+        pairs=_pair_table(run, samples),
         facts=_facts(run),
         config=_config(run),
         charts={figure.name: figure for figure in figures},
@@ -213,7 +216,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "second": "labels linear in phi2, judged in it",
     }[config["search"]["spaces"]]
     seconds = results["seconds"]
-    facts = [
+    again = " since it was started again" if seconds.get("resumed") else ""
+    return [
         ("Rows", f"{counted}; searched: {' and '.join(run.searched)} ({results['setting']})"),
         ("phi1", _paths(config["data"]["train"]["phi1"])),
         ("phi2", _paths(config["data"]["train"]["phi2"])),
@@ -221,11 +225,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Tasks", f"{len(results['tasks'])} of {config['search']['steps']} steps each"),
         ("Vote", f"{results['ensemble'].get('vote', 'hard')} vote of the tasks"),
         ("Preset and seed", f"{config['preset']}, {config['seed']}"),
-        ("Time", f"{duration(seconds['total'])} on {results['device']}" if seconds else ""),
+        ("Time", f"{duration(seconds['total'])}{again} on {results['device']}"),
         ("Folder", run.place),
         ("Version", f"hume_jax {results['version']}, config {results['config_hash'][:8]}"),
     ]
-    return [(name, value) for name, value in facts if value]
 
 
 def _paths(value: str | Sequence[str]) -> str:
@@ -384,7 +387,7 @@ def _objective(run: Run, data: dict[str, charts.Columns]) -> list[Chart]:
             captions[field],
             f"Scatter plot of {count(len(tasks), 'task')}: objective against {title}. The same "
             "numbers are in the table of tasks.",
-            charts.tasks("tasks", title, field, line),
+            charts.tasks("tasks", title, field, columns, line),
             "tasks",
         )
         for field, title, line in pairs
@@ -470,6 +473,31 @@ def _class_table(run: Run) -> Table:
         rows,
         links=True,
     )
+
+
+def _pair_table(run: Run, samples: Inlined) -> Table | None:
+    """The nearest pairs of rows, those of different classes first."""
+    arrays, names = run.arrays, run.splits
+    if not len(arrays["pair_a"]):
+        return None
+
+    def row(i: int) -> list[Any]:
+        key = names[arrays["map_split"][i]], int(arrays["map_row"][i])
+        text = samples.hover(key)
+        return [f"{key[0]} {key[1]}{': ' if text else ''}{text}", int(arrays["map_label"][i])]
+
+    pairs = zip(*(arrays[f"pair_{name}"].tolist() for name in ("a", "b", "similarity")), strict=True)
+    rows = [[*row(a), *row(b), similarity] for a, b, similarity in pairs][:_PAIRS]
+    headings = [
+        Column("Row"),
+        Column("Class", "d"),
+        Column("Is nearly"),
+        Column("Its class", "d"),
+        Column("Cosine", ".4f"),
+    ]
+    which = "" if len(rows) == int(arrays["pair_count"]) else f"the first {len(rows)}, "
+    caption = f"Rows that are nearly the same: {which}those of different classes on top."
+    return table("pairs-table", caption, headings, rows)
 
 
 def _task_table(run: Run) -> Table:

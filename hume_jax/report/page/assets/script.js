@@ -60,10 +60,9 @@
       rect: { stroke: null },
       rule: { color: get("soft") },
       style: {
-        reference: { stroke: get("soft"), strokeWidth: 1.5, opacity: 0.9 },
-        task: { stroke: get("mark"), strokeWidth: 1.2, opacity: 0.5 },
-        best: { stroke: get("best"), strokeWidth: 2.4 },
-        other: { stroke: get("best"), strokeWidth: 1.2, opacity: 0.55 },
+        reference: { color: get("soft"), strokeWidth: 1.5, opacity: 0.9 },
+        task: { color: get("mark"), strokeWidth: 1.2, opacity: 0.5 },
+        best: { color: get("best"), strokeWidth: 2.4 },
       },
       params: [{ name: "inkOver", value: get("over") }, { name: "inkUnder", value: get("under") }],
     };
@@ -218,5 +217,7 @@
     all("main > section").forEach((one) => watch.observe(one));
   }
 
+  // On a phone all samples at once would be a page of many screens.
+  if (innerWidth < 600) classes.slice(1).forEach((one) => { one.open = false; });
   drawAll().then(follow);
 })();
