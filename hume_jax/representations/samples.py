@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     # A search needs none of what reads images.
     from hume_jax.representations.images.sources import Source
 
-_FORMS = "a .txt file of a line for each row, a .json list of texts, or images: a folder, .tar, .zip"
+_FORMS = "a .txt file of a line a row, a .json list of texts, or images in a folder, .tar or .zip"
 
 
 class Samples(NamedTuple):

@@ -13,10 +13,13 @@ import numpy as np
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 Spec = dict[str, Any]
-Columns = dict[str, list[Any]]
+# Values, or numbers that stand for names: {"names": [...], "numbers": [...]}.
+Columns = dict[str, Any]
 # Classes of which a legend, or the name of each on an axis, is still read.
 LEGEND_CLASSES = 16
 NAMED_CELLS = 30
+# ... and up to which numbers stand in the cells.
+WRITTEN_CELLS = 12
 # Marks from which a chart is drawn as pixels: shapes are sharper, but each takes room and time.
 PIXELS_FROM = 1500
 # Of an axis whose numbers mean nothing.
@@ -139,22 +142,28 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
             legend={"gradientLength": 160, "format": ".1f"},
         )
     }
-    # Without a class chosen the surer rows stand out; of a chosen class all are seen.
-    other = {"test": "chosen >= 0 && datum.class != chosen", "value": 0.03}
-    opacity: dict[str, Any] = {"condition": other, "value": 0.75}
-    if colour == "class":
-        surer = {"scale": {"domain": [0, 1], "range": [0.15, 0.85]}, "legend": None}
-        opacity = _field("agreement", "quantitative", None, condition=other, **surer)
+    # Without a class chosen the surer rows stand out, of a chosen class all are seen. A field of
+    # its own, since legends take the opacity of a condition.
+    shown = "0.15 + 0.7 * datum.agreement" if colour == "class" else "0.75"
+    seen = f"chosen < 0 || datum.class == chosen ? {shown} : 0.03"
     return _spec(
         data,
         460,
         params=[{"name": "chosen", "value": -1}],
+        transform=[
+            {"calculate": seen, "as": "opacity"},
+            *(
+                {"calculate": f"datum.{name} < 0 ? 'none' : datum.{name}", "as": name}
+                for name, _ in hints
+                if name in ("second", "true")
+            ),
+        ],
         mark={"type": "point", "filled": True, "size": 26},
         encoding={
             "x": _field("x", "quantitative", "first direction", axis=_BARE),
             "y": _field("y", "quantitative", "second direction", axis=_BARE),
             **(by_class if colour == "class" else by_agreement),
-            "opacity": opacity,
+            "opacity": {"field": "opacity", "type": "quantitative", "scale": None, "legend": None},
             "tooltip": [
                 *(_tip(name, title) for name, title in hints),
                 _tip("agreement", "agreement", ".3f"),
@@ -211,6 +220,29 @@ def curves(data: str, logarithmic: bool, anneals: Sequence[float], best: int | N
             }
         )
     return _spec(data, 260, layer=layers)
+
+
+def two_lines(data: str, x: tuple[str, str], y: tuple[str, str], form: str) -> Spec:
+    """A quantity of run A and of run B, told apart by dashes as well.
+
+    Args:
+      data: columns `run` (A or B), x and y.
+      x: column and title.
+      y: column and title.
+      form: of the quantity.
+    """
+    return _spec(
+        data,
+        260,
+        mark={"type": "line", "point": True, "strokeWidth": 2},
+        encoding={
+            "x": _field(x[0], "quantitative", x[1], axis={"tickMinStep": 1}, scale={"zero": False}),
+            "y": _field(y[0], "quantitative", y[1], axis={"format": form}),
+            "color": _field("run", "nominal", "run", scale={"domain": ["A", "B"]}),
+            "strokeDash": _field("run", "nominal", "run", scale={"domain": ["A", "B"]}),
+            "tooltip": [_tip("run", "run"), _tip(x[0], x[1], "d"), _tip(y[0], y[1], form)],
+        },
+    )
 
 
 def _frame(values: Sequence[float | None], least: float, most: float = math.inf) -> list[float]:

@@ -1,7 +1,7 @@
 """What to distrust of a run, told from its tasks and rows alone: no label is looked at."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ def class_sizes(run: Run) -> np.ndarray:
     return np.asarray(counts[: len(run.searched)].sum(axis=0))
 
 
+def task_agreement(run: Run) -> float | None:
+    """Share of the rows that two tasks give the same class, their mean; None of a single task."""
+    matrix = run.arrays["matrix"]
+    pairs = len(matrix) * (len(matrix) - 1)
+    return float((matrix.sum() - np.trace(matrix)) / pairs) if pairs else None
+
+
 def above_chance(run: Run) -> float | None:
     """Cross-validated accuracy of the median task, from 0 (chance) to 1."""
     scores = [t["cv_accuracy"] for t in run.results["tasks"] if t.get("cv_accuracy") is not None]
@@ -67,19 +74,17 @@ def _tasks(run: Run) -> list[Finding]:
                 [],
             )
         )
-    agreement = run.arrays["matrix"]
-    if len(agreement) > 1:
-        mean = (agreement.sum() - len(agreement)) / (len(agreement) * (len(agreement) - 1))
-        if mean < DOUBTFUL:
-            found.append(
-                Finding(
-                    "warning" if mean < WEAK else "note",
-                    f"Searches from different starts agree on {mean:.0%} of the rows",
-                    "Where they find the same classes each time, agreement is near 100%. Another "
-                    "number of classes, more steps or stronger representations may help.",
-                    [],
-                )
+    mean = task_agreement(run)
+    if mean is not None and mean < DOUBTFUL:
+        found.append(
+            Finding(
+                "warning" if mean < WEAK else "note",
+                f"Searches from different starts agree on {mean:.0%} of the rows",
+                "Where they find the same classes each time, agreement is near 100%. Another "
+                "number of classes, more steps or stronger representations may help.",
+                [],
             )
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hume_jax.errors import UserError
+from hume_jax.files import atomic_write
 from hume_jax.mirror import Mirror
 from hume_jax.workdir import placed
 
@@ -56,8 +57,6 @@ class Opened(NamedTuple):
 
     def write(self, name: str, content: str) -> None:
         """Writes a text file of the folder, whole or not at all."""
-        from hume_jax.files import atomic_write
-
         with atomic_write(self.path / name) as file:
             file.write(content.encode())
         if self.mirror is not None:
@@ -93,7 +92,8 @@ def open_run(where: str) -> Opened:
             f"{place} holds a run of {len(folders)} seeds, each with a page of its own: "
             f"--run={place}/{folders[0]}"
         )
-    return Opened(Run(str(place), config, results, _metrics(path), _arrays(path, place)), path, mirror)
+    run = Run(str(place), config, results, _metrics(path), _arrays(path, place))
+    return Opened(run, path, mirror)
 
 
 def _arrays(path: Path, place: object) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def gather(
     apart = label[sample[a]] != label[sample[b]]
     first = np.lexsort((-similarity, ~apart))[:_PAIRS]
     other, other_share = _others(confusion)
-    found = {
+    return {
         "splits": np.array(names),
         "rows": np.array([len(part.rows) for part in parts.values()]),
         "files": np.array([part.files for part in parts.values()]),
@@ -94,7 +94,6 @@ def gather(
         "pair_apart": np.array(np.count_nonzero(apart)),
         **every.table("pick", picked),
     }
-    return found
 
 
 class _Rows:
@@ -216,7 +215,8 @@ def _stratified(stratum: np.ndarray, most: int) -> np.ndarray:
     shuffled = rng.permutation(n)
     counts = np.bincount(stratum)
     # Of every stratum the floor of its share; few are raised to the least, which all others pay.
-    least = np.minimum(counts, min(_LEAST_OF_CLASS, most // np.count_nonzero(counts)))
+    floor = min(_LEAST_OF_CLASS, most // int(np.count_nonzero(counts)))
+    least = np.minimum(counts, floor)
     room = most - least.sum()
     wanted = least + ((counts - least) * room) // max(1, (counts - least).sum())
     order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
@@ -224,9 +224,7 @@ def _stratified(stratum: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < wanted[stratum[order]]])
 
 
-def _picks(
-    label: np.ndarray, sure: np.ndarray, margin: np.ndarray, n_classes: int
-) -> np.ndarray:
+def _picks(label: np.ndarray, sure: np.ndarray, margin: np.ndarray, n_classes: int) -> np.ndarray:
     """(K, 2, PICKS) row numbers of the most and the least agreed rows of each class, -1 for none.
 
     Ties, of which there are many where few tasks vote, are broken at random, so that the rows shown

@@ -171,9 +171,7 @@ def _tiles(run: Run) -> list[Tile]:
                 f"Higher is better, guessing gives {1 / k:.1%}. Median of the tasks.",
             )
         )
-    if len(tasks) > 1:
-        matrix = run.arrays["matrix"]
-        mean = (matrix.sum() - len(matrix)) / (len(matrix) * (len(matrix) - 1))
+    if (mean := distrust.task_agreement(run)) is not None:
         tiles.append(
             Tile(
                 f"{mean:.1%}",
@@ -219,8 +217,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     again = " since it was started again" if seconds.get("resumed") else ""
     return [
         ("Rows", f"{counted}; searched: {' and '.join(run.searched)} ({results['setting']})"),
-        ("phi1", _paths(config["data"]["train"]["phi1"])),
-        ("phi2", _paths(config["data"]["train"]["phi2"])),
+        ("phi1", paths(config["data"]["train"]["phi1"])),
+        ("phi2", paths(config["data"]["train"]["phi2"])),
         ("Spaces", f"{config['search']['spaces']}: {spaces}"),
         ("Tasks", f"{len(results['tasks'])} of {config['search']['steps']} steps each"),
         ("Vote", f"{results['ensemble'].get('vote', 'hard')} vote of the tasks"),
@@ -231,7 +229,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _paths(value: str | Sequence[str]) -> str:
+def paths(value: str | Sequence[str]) -> str:
+    """One path, or several, in a line."""
     return value if isinstance(value, str) else ", ".join(value)
 
 
@@ -274,10 +273,11 @@ def _maps(run: Run, samples: Inlined, data: dict[str, charts.Columns]) -> list[C
         "x": charts.rounded(arrays["map_x"] / scale),
         "y": charts.rounded(arrays["map_y"] / scale),
         "class": arrays["map_label"].tolist(),
-        "second": [str(c) if c >= 0 else "none" for c in arrays["map_second"].tolist()],
+        "second": arrays["map_second"].tolist(),
         "agreement": charts.rounded(arrays["map_agreement"]),
         "row": rows,
-        "split": [run.splits[i] for i in split],
+        # Numbers that stand for names.
+        "split": {"names": run.splits, "numbers": split},
     }
     hints = [("class", "class"), ("second", "next"), ("split", "split"), ("row", "row")]
     if samples.names:
@@ -286,7 +286,7 @@ def _maps(run: Run, samples: Inlined, data: dict[str, charts.Columns]) -> list[C
         ]
         hints.insert(0, ("sample", "text" if samples.kind == "texts" else "image"))
     if "map_true" in arrays:
-        columns["true"] = [str(c) if c >= 0 else "" for c in arrays["map_true"].tolist()]
+        columns["true"] = arrays["map_true"].tolist()
         hints.append(("true", "label given"))
     data["points"] = columns
     total, shown = int(arrays["rows"].sum()), len(rows)
@@ -486,8 +486,9 @@ def _pair_table(run: Run, samples: Inlined) -> Table | None:
         text = samples.hover(key)
         return [f"{key[0]} {key[1]}{': ' if text else ''}{text}", int(arrays["map_label"][i])]
 
-    pairs = zip(*(arrays[f"pair_{name}"].tolist() for name in ("a", "b", "similarity")), strict=True)
-    rows = [[*row(a), *row(b), similarity] for a, b, similarity in pairs][:_PAIRS]
+    columns = (arrays[f"pair_{name}"].tolist() for name in ("a", "b", "similarity"))
+    pairs = list(zip(*columns, strict=True))[:_PAIRS]
+    rows = [[*row(a), *row(b), similarity] for a, b, similarity in pairs]
     headings = [
         Column("Row"),
         Column("Class", "d"),

@@ -15,8 +15,10 @@ from hume_jax.representations.samples import Samples, open_samples
 if TYPE_CHECKING:
     from PIL import Image
 
-# What all small copies may take, in bytes of the page: base64 makes four of three.
-_IMAGE_BYTES = 2_300_000
+# What all small copies may take, in bytes of the page (base64 makes four of three), where few rows
+# and classes leave room for it; what else takes room then: a point of the map, a class.
+_IMAGE_BYTES, _PAGE_BYTES = 2_300_000, 3_700_000
+_POINT_BYTES, _CLASS_BYTES = 70, 1_700
 # Images of each list of a class, and their side in pixels, from what is best to what is least.
 _LAYOUTS = (
     *((12, 96), (12, 80), (10, 72), (8, 72), (8, 64), (6, 64), (6, 56), (6, 48), (5, 48), (4, 48)),
@@ -26,7 +28,8 @@ _LAYOUTS = (
 _TRIED = 40
 # Classes up to which each list has so many rows, where rows are texts, names or numbers.
 _LINES = ((40, 8), (200, 5), (10**9, 3))
-_TEXT, _HOVER = 240, 90  # characters that are shown of a text, and of a name at a point
+# Characters that are shown of a text, and at a point of the map of a text or of an image's name.
+_TEXT, _HOVER, _HOVER_NAME = 240, 90, 30
 _QUALITY = 70
 
 Key = tuple[str, int]  # split and row
@@ -48,12 +51,10 @@ class Inlined(NamedTuple):
         if self.kind == "texts":
             return _cut(name, _HOVER)
         # The end of a path tells more than its beginning.
-        return name if len(name) <= _HOVER // 2 else f"…{name[1 - _HOVER // 2 :]}"
+        return name if len(name) <= _HOVER_NAME else f"…{name[1 - _HOVER_NAME :]}"
 
 
-def collect(
-    run: folder.Run, path: Path, given: Mapping[str, str] | None = None
-) -> Inlined:
+def collect(run: folder.Run, path: Path, given: Mapping[str, str] | None = None) -> Inlined:
     """Reads what the rows of a page are, where it can be found.
 
     Args:
@@ -89,12 +90,11 @@ def collect(
         if broken:
             notes.append(f"{broken} of the images to show cannot be read.")
     kind = "images" if thumbnails else "names" if "image" in known else "texts" if names else "rows"
-    return Inlined(kind, shown, {k: _cut(v, _TEXT) for k, v in names.items()}, thumbnails, side, notes)
+    names = {key: _cut(name, _TEXT) for key, name in names.items()}
+    return Inlined(kind, shown, names, thumbnails, side, notes)
 
 
-def _open(
-    run: folder.Run, split: str, images: Mapping[Key, str], given: str
-) -> Samples | None:
+def _open(run: folder.Run, split: str, images: Mapping[Key, str], given: str) -> Samples | None:
     """The samples of a split, None where nothing says what they are."""
     path = given or run.config["data"][split].get("samples", "")
     section = run.config.get("images", {})
@@ -146,24 +146,32 @@ def _thumbnails(
 ) -> tuple[int, int, dict[Key, str], int]:
     """Small copies in the best layout that fits: rows a list, side, copies, broken images."""
     keys = list(_keys(run, "pick"))
-    by_position = dict(zip(np.flatnonzero(run.arrays["pick_row"].reshape(-1) >= 0), keys, strict=True))
+    there = np.flatnonzero(run.arrays["pick_row"].reshape(-1) >= 0)
+    by_position = dict(zip(there.tolist(), keys, strict=True))
 
     def of_layout(shown: int) -> list[Key]:
         wanted = picks(run, shown).reshape(-1)
         return [by_position[i] for i in wanted if i >= 0 and by_position[i][0] in sources]
 
     tried = of_layout(12)
+    room = _image_bytes(run)
     decoded = [_decode(sources, tried[i]) for i in _spread(len(tried), _TRIED)]
     for shown, side in _LAYOUTS:
         sizes = [len(_encode(image, side)) for image in decoded if image is not None]
         wanted = of_layout(shown)
-        if np.mean(sizes or [0]) * len(wanted) > _IMAGE_BYTES and (shown, side) != _LAYOUTS[-1]:
+        if np.mean(sizes or [0]) * len(wanted) > room and (shown, side) != _LAYOUTS[-1]:
             continue
         images = {key: _decode(sources, key) for key in wanted}
         copies = {key: _encode(image, side) for key, image in images.items() if image is not None}
-        if sum(map(len, copies.values())) <= _IMAGE_BYTES or (shown, side) == _LAYOUTS[-1]:
+        if sum(map(len, copies.values())) <= room or (shown, side) == _LAYOUTS[-1]:
             break
     return shown, side, copies, len(wanted) - len(copies)
+
+
+def _image_bytes(run: folder.Run) -> int:
+    """What small copies may take for the page to stay below `html.MOST_BYTES`."""
+    rest = _POINT_BYTES * len(run.arrays["map_row"]) + _CLASS_BYTES * run.n_classes
+    return max(0, min(_IMAGE_BYTES, _PAGE_BYTES - rest))
 
 
 def _spread(n: int, most: int) -> list[int]:

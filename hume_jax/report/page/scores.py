@@ -10,8 +10,8 @@ from hume_jax.report.page import charts
 from hume_jax.report.page.folder import Run
 from hume_jax.report.page.tables import Column, Table, table
 
-# Classes up to which the whole matrix is shown, and up to which counts stand in its cells.
-_MATRIX_CLASSES, _WRITTEN_CLASSES = 200, 12
+# Classes up to which the whole matrix is shown.
+MATRIX_CLASSES = 200
 _CONFUSIONS = 20
 _SCORES = ("acc", "ari", "nmi")
 
@@ -87,11 +87,11 @@ def _entry(run: Run) -> tuple[np.ndarray, list[str], list[str]] | None:
 def confusion(run: Run, data: dict[str, charts.Columns]) -> charts.Chart | None:
     """The matrix as a chart, unless there are too many classes to see anything in it."""
     entry = _entry(run)
-    if entry is None or max(entry[0].shape) > _MATRIX_CLASSES:
+    if entry is None or max(entry[0].shape) > MATRIX_CLASSES:
         return None
     counts, true, found = entry
     rows, columns = np.nonzero(counts)
-    written = max(counts.shape) <= _WRITTEN_CLASSES
+    written = max(counts.shape) <= charts.WRITTEN_CELLS
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     data["confusion"] = {
         "row": [true[i] for i in rows],
@@ -174,7 +174,9 @@ def confusions(run: Run) -> Table | None:
         Column("Rows", ",d"),
         Column("Of the label", ".1%"),
     ]
-    body = [[true[i], found[j], matched_to.get(j), off[i, j], off[i, j] / rows[i]] for i, j in cells]
+    body = [
+        [true[i], found[j], matched_to.get(j), off[i, j], off[i, j] / rows[i]] for i, j in cells
+    ]
     return table("confusions-table", "The largest confusions.", headings, body)
 
 

@@ -32,7 +32,8 @@
   const rows = new Map();
   const rowsOf = (name) => {
     if (!rows.has(name)) {
-      const columns = Object.entries(data[name]);
+      const plain = (values) => (Array.isArray(values) ? values : values.numbers.map((i) => values.names[i]));
+      const columns = Object.entries(data[name]).map(([key, values]) => [key, plain(values)]);
       const n = columns[0][1].length;
       rows.set(name, Array.from({ length: n }, (_, i) => {
         const row = {};
