@@ -52,6 +52,11 @@ def open_pair(first: str, second: str) -> Pair:
     same, why = _same_rows(a, b)
     if not same:
         return Pair(a, b, None, [], why)
+    if a.run.n_classes != b.run.n_classes:
+        why += (
+            " The numbers of classes differ, so that not all rows can be alike: NMI and where the "
+            "classes of A are in B say more."
+        )
     columns = [np.concatenate([side.labels[split] for split in same]) for side in (a, b)]
     both = np.stack(columns, axis=1)
     return Pair(a, b, both[(both >= 0).all(axis=1)], same, why)
@@ -181,32 +186,35 @@ def _matches(pair: Pair) -> Table | None:
     confusion = metrics.confusion_matrix(y, x)
     counts, own, other = confusion.matrix, confusion.classes, confusion.predicted
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    numbers = _numbers(confusion)
+    mostly = counts.argmax(axis=1)
     body = []
     for i, c in enumerate(own):
         there = other[i] >= 0
-        shared = int(counts[i, i])
-        union = rows[i] + columns[i] - shared
+        union = rows[i] + columns[i] - counts[i, i]
         body.append(
             [
                 int(c),
-                int(other[i]) if there else None,
                 int(rows[i]),
+                int(other[i]) if there else None,
                 int(columns[i]) if there else None,
-                shared if there else None,
-                shared / union if there and union else None,
+                float(counts[i, i] / union) if there and union else None,
+                numbers[mostly[i]],
+                float(counts[i, mostly[i]] / max(rows[i], 1)),
             ]
         )
     headings = [
         Column("Class of A", "d"),
-        Column("Class of B", "d"),
         Column("Rows in A", ",d"),
+        Column("Matched in B", "d"),
         Column("Rows in B", ",d"),
-        Column("In both", ",d"),
         Column("Overlap", ".3f", "rows in both, of those in either; higher is more alike"),
+        Column("Mostly in B's", "d"),
+        Column("Share there", ".1%", "rows of the class of A that are in that class of B"),
     ]
     caption = (
-        "Classes of A with the classes of B matched to them. Overlap: rows in both, of those in "
-        "either; 1 is the same class."
+        "Classes of A with the classes of B matched to them, one to one. Overlap: rows in both, of "
+        "those in either; 1 is the same class. Mostly: where most rows of a class of A are in B."
     )
     return table("match-table", caption, headings, body)
 
@@ -287,7 +295,11 @@ def _overlap(pair: Pair, data: dict[str, charts.Columns]) -> Chart | None:
     confusion = metrics.confusion_matrix(y, x)
     counts = confusion.matrix
     own = [str(c) for c in confusion.classes]
-    other = [str(c) if c >= 0 else f"none for {own[i]}" for i, c in enumerate(confusion.predicted)]
+    other = [
+        str(n) if n is not None else f"none for {own[i]}" for i, n in enumerate(_numbers(confusion))
+    ]
+    # Columns that only pad the matrix are left out.
+    shown = [name for name, c in zip(other, confusion.predicted, strict=True) if c >= 0]
     rows, columns = np.nonzero(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     data["overlap"] = {
@@ -299,8 +311,8 @@ def _overlap(pair: Pair, data: dict[str, charts.Columns]) -> Chart | None:
     few = max(counts.shape) <= charts.WRITTEN_CELLS
     return Chart(
         "overlap",
-        "Where the rows of each class of A are in B. On the diagonal are the classes matched to "
-        "each other; a row with several dark cells is a class that B divides.",
+        "Where the rows of each class of A are in B. A row with one strong cell is a class that B "
+        "has whole, a column with several is a class of B that A divides.",
         f"Matrix of {len(own)} classes of A by {len(other)} of B. The matched classes are in the "
         "table below.",
         charts.heatmap(
@@ -308,7 +320,7 @@ def _overlap(pair: Pair, data: dict[str, charts.Columns]) -> Chart | None:
             "class of A",
             "class of B",
             "share",
-            {"row": own, "column": other},
+            {"row": _order(counts, own), "column": shown},
             [
                 ("row", "class of A", None),
                 ("column", "class of B", None),
@@ -321,6 +333,18 @@ def _overlap(pair: Pair, data: dict[str, charts.Columns]) -> Chart | None:
         "overlap",
         "svg" if few else "canvas",
     )
+
+
+def _numbers(confusion: metrics.Confusion) -> list[int | None]:
+    """The class of B that each column is of, None of a column that only pads the matrix."""
+    return [int(c) if c >= 0 else None for c in confusion.predicted]
+
+
+def _order(counts: np.ndarray, names: list[str]) -> list[str]:
+    """Names of the rows: along the diagonal, or those of a column together where A has more."""
+    if counts.shape[0] <= counts.shape[1] - np.count_nonzero(counts.sum(axis=0) == 0):
+        return names
+    return [names[i] for i in np.argsort(counts.argmax(axis=1), kind="stable")]
 
 
 def about(run: Run) -> list[tuple[str, str]]:

@@ -98,7 +98,8 @@ def open_run(where: str) -> Opened:
 
 def _arrays(path: Path, place: object) -> dict[str, np.ndarray]:
     try:
-        with np.load(path / ARRAYS, allow_pickle=False) as arrays:
+        # Opened here, for NumPy leaves a file open that it cannot read.
+        with open(path / ARRAYS, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError as error:
         raise UserError(

@@ -15,14 +15,14 @@ from hume_jax.representations.samples import Samples, open_samples
 if TYPE_CHECKING:
     from PIL import Image
 
-# What all small copies may take, in bytes of the page (base64 makes four of three), where few rows
-# and classes leave room for it; what else takes room then: a point of the map, a class.
-_IMAGE_BYTES, _PAGE_BYTES = 2_300_000, 3_700_000
-_POINT_BYTES, _CLASS_BYTES = 70, 1_700
+# What all small copies may take, in bytes of the page (base64 makes four of three), and what they
+# and all that there is of each point of the map, each class, and each row of a class may.
+_IMAGE_BYTES, _PAGE_BYTES = 2_300_000, 3_950_000
+_POINT_BYTES, _CLASS_BYTES, _ROW_BYTES = 70, 850, 180
 # Images of each list of a class, and their side in pixels, from what is best to what is least.
 _LAYOUTS = (
     *((12, 96), (12, 80), (10, 72), (8, 72), (8, 64), (6, 64), (6, 56), (6, 48), (5, 48), (4, 48)),
-    *((4, 40), (3, 40), (3, 32), (2, 32), (2, 24), (1, 24)),
+    *((4, 40), (3, 40), (3, 32), (2, 32), (1, 40), (2, 24), (1, 32), (1, 24)),
 )
 # Images by which it is told what a layout takes.
 _TRIED = 40
@@ -154,9 +154,9 @@ def _thumbnails(
         return [by_position[i] for i in wanted if i >= 0 and by_position[i][0] in sources]
 
     tried = of_layout(12)
-    room = _image_bytes(run)
     decoded = [_decode(sources, tried[i]) for i in _spread(len(tried), _TRIED)]
     for shown, side in _LAYOUTS:
+        room = _image_bytes(run, shown)
         sizes = [len(_encode(image, side)) for image in decoded if image is not None]
         wanted = of_layout(shown)
         if np.mean(sizes or [0]) * len(wanted) > room and (shown, side) != _LAYOUTS[-1]:
@@ -168,9 +168,10 @@ def _thumbnails(
     return shown, side, copies, len(wanted) - len(copies)
 
 
-def _image_bytes(run: folder.Run) -> int:
+def _image_bytes(run: folder.Run, shown: int) -> int:
     """What small copies may take for the page to stay below `html.MOST_BYTES`."""
-    rest = _POINT_BYTES * len(run.arrays["map_row"]) + _CLASS_BYTES * run.n_classes
+    of_class = _CLASS_BYTES + 2 * shown * _ROW_BYTES
+    rest = _POINT_BYTES * len(run.arrays["map_row"]) + of_class * run.n_classes
     return max(0, min(_IMAGE_BYTES, _PAGE_BYTES - rest))
 
 
