@@ -59,7 +59,7 @@ def open_headers(
                 f"config field 'data.{name}' is not given: --config.data.{name}=FILE.npy"
             )
     has_test = bool(data["test"]["phi1"])
-    if not has_test and any(data["test"][field] for field in ("phi2", "labels", "samples")):
+    if not has_test and any(data["test"].get(field) for field in ("phi2", "labels", "samples")):
         raise UserError("config field 'data.test.phi1' is not given, other test files are")
     coming = coming or {}
     _check_present(data, coming)
@@ -121,7 +121,7 @@ def _open_split(name: str, fields: Any, coming: Mapping[str, Stored]) -> Split:
     if labels_path:
         labels = coming.get(labels_path) or formats.open_header(labels_path, checks.LABELS_HINT)
         checks.check_labels(find_array(labels_path), labels, n, find_array(first))
-    samples.check(f"data.{name}.samples", fields["samples"], n)
+    samples.check(f"data.{name}.samples", fields.get("samples", ""), n)
     return Split(phi1, phi2, labels, labels_path, n)
 
 
