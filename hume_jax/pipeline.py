@@ -19,7 +19,6 @@ import hume_jax
 from hume_jax import config as config_lib
 from hume_jax import labelling, parallel, planning, rows, scoring, search_loop
 from hume_jax.core import aggregate
-from hume_jax.core.consensus import consensus
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
@@ -30,6 +29,8 @@ from hume_jax.representations.prepared import Prepared
 from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
 
+# Scores of the vote, without labels.
+_OF_VOTE = ("objective", "heldout_ce", "cv_accuracy", "entropy")
 _PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
 
 
@@ -45,6 +46,9 @@ def run(
     workdir: str | os.PathLike[str],
     processes: Processes = ALONE,
     profile: bool = False,
+    *,
+    dataset: store.Dataset | None = None,
+    interruptible: bool = False,
 ) -> dict[str, Any]:
     """Searches, scores and reports what a config asks for.
 
@@ -57,17 +61,23 @@ def run(
       processes: those of the run, of which each calls this. They search together; the first checks
         the data, writes the files of the folder and does all that follows the search.
       profile: whether to say where the time of a step goes, see `profiling`.
+      dataset: arrays in memory, in the place of the files that `data` names.
+      interruptible: whether Ctrl-C ends the search with what it has, of one seed. Labels of the
+        tasks as they are then are written, but no results.json: the run is not finished.
 
     Returns:
-      What is written to results.json; {} on other processes than the first.
+      What is written to results.json; {} on other processes than the first. Of a search that was
+      interrupted, `stopped` says after how many steps.
 
     Raises:
       UserError: anything a user can mend, before any long work starts.
       LostProcess: another process was killed.
       Preempted: by SIGTERM; what was found is kept, of the search its state.
+      KeyboardInterrupt: Ctrl-C, see `search_loop.run`.
     """
-    with ending(processes):
-        return _run(config, workdir, processes, profile)
+    # The inner fit's products have a field of their own.
+    with ending(processes), jax.default_matmul_precision("highest"):
+        return _run(config, workdir, processes, profile, dataset, interruptible)
 
 
 def _run(
@@ -75,12 +85,14 @@ def _run(
     workdir: str | os.PathLike[str],
     processes: Processes,
     profile: bool,
+    dataset: store.Dataset | None,
+    interruptible: bool,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     config = config_lib.resolve(config)
     parallel.check_devices()
     with processes.together():
-        files = store.open_files(config.data)
+        files = dataset or store.open_files(config.data)
     with processes.together():
         folder = Workdir(workdir, config, owner=processes.first)
     given = {f"--config.{name}": value for name, value in config_lib.flatten(config).items()}
@@ -114,7 +126,7 @@ def _run(
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
         plan = planning.shared(planning.keep_batches(plan, folder), processes)
-        outcome = stages.search(plan, profile)
+        outcome = stages.search(plan, profile, interruptible and not config.seeds)
         if not processes.first:
             logging.info("the search is done: process 0 scores and writes what it found")
             return {}
@@ -218,6 +230,7 @@ class _Run:
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
+        self.stopped: dict[str, int] | None = None  # by Ctrl-C, after how many steps of how many
         # Steps at which tasks were dropped, and the numbers of those that were not.
         self.dropped = np.zeros(config.n_tasks, np.int32)
         self.numbers = np.arange(config.n_tasks)
@@ -240,14 +253,15 @@ class _Run:
         scores = self._scores(tasks)
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
+        of_vote = self._vote_scores(found)
         floor_and_ceiling = self._baselines()
         self.seconds["score"] = time.perf_counter() - searched
-        return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
+        return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
 
-    def search(self, plan: search_loop.Plan, profile: bool = False) -> search_loop.Outcome:
+    def search(
+        self, plan: search_loop.Plan, profile: bool = False, interruptible: bool = False
+    ) -> search_loop.Outcome:
         """The task encoders of every seed."""
-        # The inner fit's products have a field of their own.
-        jax.config.update("jax_default_matmul_precision", "highest")
         with self.processes.together():
             if self.processes.first:
                 self.prepared = rows.prepare(self.config, self.checked, self.folder)
@@ -265,9 +279,15 @@ class _Run:
         )  # fmt: skip
         with self.processes.computing():
             prior = np.log(self.prior)
-            outcome = search_loop.run(plan, found, prior, self.folder, self.processes, profile)
+            outcome = search_loop.run(
+                plan, found, prior, self.folder, self.processes, profile, interruptible
+            )
         self.processes.part()
         self.seconds |= outcome.seconds
+        total = plan.steps * len(plan.batches)
+        if outcome.steps < total:
+            self.stopped = {"steps": outcome.steps, "of": total}
+            logging.warning("the search was stopped after step %d of %d", outcome.steps, total)
         return outcome
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
@@ -301,6 +321,15 @@ class _Run:
             "collapsed": aggregate.collapsed(tasks, k, self.prior),
         }
 
+    def _vote_scores(self, found: dict[str, Found]) -> dict[str, np.ndarray]:
+        """Label-free scores of the vote, (1,) each."""
+        names = ("train", "test")[: len(self.splits)]
+        labels = np.concatenate([found[name].vote.labels for name in names])[None]
+        return self._kept(
+            "vote_scores",
+            lambda: scoring.score_tasks(self.config, self.splits, labels, np.log(self.prior)),
+        )
+
     def _ensemble(self, tasks: np.ndarray, scores: dict[str, np.ndarray]) -> aggregate.Ensemble:
         """The vote of the best tasks by the config's selector."""
         return aggregate.ensemble(
@@ -314,17 +343,8 @@ class _Run:
         self, theta: np.ndarray, tasks: np.ndarray, ensemble: aggregate.Ensemble
     ) -> dict[str, Found]:
         """Labels of every split by the stored model, which is what predicts new rows."""
-        members = labelling.aligned(theta[ensemble.members], ensemble.permutations)
-        model = labelling.Model(members, self.statistics, self.kind)
-        if self.config.ensemble.vote == "soft":
-            voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
-            soft = consensus(
-                voters,
-                ensemble.vote.labels,
-                self.config.n_classes,
-                evenness=planning.evenness(self.config),
-            )
-            model = model._replace(tables=soft.tables, weights=soft.weights)
+        evenness = planning.evenness(self.config) if self.config.ensemble.vote == "soft" else None
+        model = labelling.model_of(theta, tasks, ensemble, self.statistics, self.kind, evenness)
         self.folder.write_npz("model.npz", labelling.to_arrays(model))
         train, test = self.dataset.train, self.dataset.test
         found = {"train": Found(tasks[:, : train.n], self._predict(model, train))}
@@ -375,6 +395,8 @@ class _Run:
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """What an interrupted run of this workdir has computed already, or else computes it."""
+        if self.stopped is not None:
+            return compute()
         path = self.folder.path / f"{name}.npz"
         if not path.exists():
             self.folder.write_npz(path.name, compute())
@@ -388,6 +410,7 @@ class _Run:
         ensemble: aggregate.Ensemble,
         found: dict[str, Found],
         floor_and_ceiling: dict[str, np.ndarray],
+        of_vote: dict[str, np.ndarray],
     ) -> dict[str, Any]:
         """Writes labels.csv, results.json and the plots."""
         entries = [self._task(i, task, scores, found) for i, task in enumerate(tasks)]
@@ -401,6 +424,7 @@ class _Run:
             n_classes=self.config.n_classes,
             ensemble={
                 **self._judge(votes, "ensemble"),
+                **{name: of_vote[name][0] for name in _OF_VOTE},
                 "members": ensemble.members,
                 "reference": ensemble.reference,
                 "select": self.config.ensemble.select,
@@ -427,6 +451,7 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
+            stopped=self.stopped,
         )
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
@@ -435,7 +460,8 @@ class _Run:
             from hume_jax.report import plots
 
             plots.draw(self.folder.path, summary, self.folder.metrics())
-        self.folder.write_text("results.json", results.to_json(summary))
+        if self.stopped is None:
+            self.folder.write_text("results.json", results.to_json(summary))
         return summary
 
     def _image_names(self) -> dict[str, list[str]]:

@@ -39,6 +39,7 @@ _OWN_FILES = (
     "checkpoints",
     "metrics.jsonl",
     "scores.npz",
+    "vote_scores.npz",
     "model.npz",
     "baselines.npz",
     "labels.csv",
