@@ -39,8 +39,7 @@ flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run, made if it is not there (default: runs/CONFIG-HASH); gs://BUCKET/FOLDER is "
-    "one in an object store.",
+    "Folder, or gs://BUCKET/FOLDER (default: runs/CONFIG-HASH).",
 )
 _PROFILE = flags.DEFINE_bool(
     "profile",
