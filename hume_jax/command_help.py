@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -89,52 +89,49 @@ def page(
       Lines of text.
     """
     width = width or min(_WIDEST, shutil.get_terminal_size().columns)
-    if command.startswith("hume "):
-        for verb in VERBS:
-            doc = re.sub(rf"{re.escape(verb.command)}\b", f"hume {verb.name}", doc)
     reads = sections is None or bool(sections)
-    usage = f"usage: {command} [--FLAG=VALUE ...]" + (
-        " [--config.FIELD=VALUE ...]" if reads else ""
-    )
-    blocks = [usage, *_reflowed(doc, width), "Flags:", _listed(options, width)]
+    usage = f"usage: {command} [--FLAG=VALUE ...]"
     if reads:
-        chosen = [
-            section
-            for section in config_fields.sections(config)
-            if sections is None or section.name in sections
-        ]
-        blocks.append(_intro(config, width))
+        usage += " [--config.FIELD=VALUE ...]"
+    blocks = [_fill(usage, width, after="    "), *_reflowed(_called(doc, command), width)]
+    blocks += ["Flags:", _listed(options, width)]
+    if reads:
         preset = config.preset if config is not None else None
-        blocks += ["\n\n".join(_of_section(section, preset, width)) for section in chosen]
+        blocks.append(_intro(preset, width))
+        for section in config_fields.sections(config):
+            if sections is None or section.name in sections:
+                blocks += _of_section(section, preset, command, width)
     return "\n\n".join(blocks)
 
 
 def show(
-    main: Callable[[list[str]], None],
+    module: types.ModuleType,
+    options: Collection[Option],
     sections: Collection[str] | None,
     arguments: list[str],
 ) -> None:
-    """Prints the help of a command whose flags are absl's.
+    """Prints the help of a command.
 
     Args:
-      main: of its module, which has the docstring.
+      module: of the command, which has the docstring.
+      options: its flags.
       sections: as for `page`.
       arguments: of the command line; a config file among them gives its values.
 
     Raises:
       UserError: there is no such config file, or it cannot be loaded.
     """
-    module = sys.modules[main.__module__]
     config = config_lib.load(spec) if (spec := _config_of(arguments)) else None
-    print(
-        page(
-            module.__doc__ or "",
-            program(module),
-            of_module(module),
-            config=config,
-            sections=sections,
-        )
-    )
+    doc = module.__doc__ or ""
+    print(page(doc, program(module), options, config=config, sections=sections))
+
+
+def _called(text: str, command: str) -> str:
+    """A text whose commands are called as this one is."""
+    if command.startswith("hume "):
+        for verb in VERBS:
+            text = re.sub(rf"{re.escape(verb.command)}\b", f"hume {verb.name}", text)
+    return text
 
 
 def _config_of(arguments: list[str]) -> str:
@@ -193,26 +190,22 @@ def _listed(options: Collection[Option], width: int) -> str:
     return "\n".join(lines)
 
 
-def _intro(config: config_dict.ConfigDict | None, width: int) -> str:
-    if config is not None:
-        return _fill(
-            f"Fields of the config, set by --config.FIELD=VALUE, with the values of this file and "
-            f"preset={config.preset}:",
-            width,
-        )
-    return _fill(
-        "Fields of the config, set by --config.FIELD=VALUE, with their defaults, and in brackets "
-        "those of preset=paper where they differ (--config=FILE.py --help: those of the file):",
-        width,
-    )
+def _intro(preset: str | None, width: int) -> str:
+    text = "Fields of the config, set by --config.FIELD=VALUE, with "
+    if preset is not None:
+        return _fill(f"{text}the values of this file and preset={preset}:", width)
+    text += "their defaults, and in brackets those of preset=paper where they differ"
+    return _fill(f"{text} (--config=FILE.py --help: those of the file):", width)
 
 
-def _of_section(section: config_fields.Section, preset: str | None, width: int) -> Iterator[str]:
+def _of_section(
+    section: config_fields.Section, preset: str | None, command: str, width: int
+) -> Iterator[str]:
     if section.name:
         yield _fill(f"{section.name}: {section.comment}".rstrip(": "), width)
 
     def told(field: config_fields.Field) -> tuple[str, str]:
-        return field.comment, _values(field, preset)
+        return _called(field.comment, command), _values(field, preset)
 
     # What is said of several fields in one comment is printed once.
     for (comment, values), group in groupby(section.fields, key=told):

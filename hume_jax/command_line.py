@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import re
@@ -99,12 +98,30 @@ def run(main: Callable[[list[str]], None], sections: Collection[str] | None = No
       main: it is given the arguments that are left once the flags are read.
       sections: of the config that the command reads, for its help; None for all.
     """
-    if command_help.asked_for(sys.argv[1:]):
-        with printing():
-            guarded(functools.partial(command_help.show, main, sections))(sys.argv)
+    module = sys.modules[main.__module__]
+    if helped(module, lambda: command_help.of_module(module), sections):
         return
     hush_backends()
     app.run(guarded(main), flags_parser=guarded(parse_flags))
+
+
+def helped(
+    module: types.ModuleType,
+    options: Callable[[], list[command_help.Option]],
+    sections: Collection[str] | None = None,
+) -> bool:
+    """Prints the help of a command where that is asked for, and says whether it was.
+
+    Args:
+      module: of the command.
+      options: gives its flags.
+      sections: of the config that it reads; None for all, () for none.
+    """
+    if not command_help.asked_for(sys.argv[1:]):
+        return False
+    with printing():
+        guarded(lambda argv: command_help.show(module, options(), sections, argv))(sys.argv[1:])
+    return True
 
 
 def hush_backends() -> None:

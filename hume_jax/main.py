@@ -39,12 +39,12 @@ flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder, or gs://BUCKET/FOLDER (default: runs/CONFIG-HASH).",
+    "Folder, may be gs://... (default: runs/CONFIG-HASH).",
 )
 _PROFILE = flags.DEFINE_bool(
     "profile",
     False,
-    "Trace a block of the search's steps to WORKDIR/profile, and print where its time goes.",
+    "Trace some steps, and print where their time goes.",
 )
 
 

@@ -440,10 +440,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """`python -m hume_jax.sweep`."""
-    if command_help.asked_for(sys.argv[1:]):
-        with command_line.printing():
-            command = command_help.program(sys.modules[__name__])
-            print(command_help.page(__doc__ or "", command, command_help.of_parser(_parser())))
+    if command_line.helped(sys.modules[__name__], lambda: command_help.of_parser(_parser())):
         return
     # The log of what it draws with waits for absl's flags, of which it has none of its own.
     flags.FLAGS.mark_as_parsed()
