@@ -45,7 +45,9 @@ quickstart: $(RUNTIME)
 
 # As `hume_jax.compiling` has it for a search: these many small programs compile in less than half
 # the time. The tests of `test-all` have what users have.
-test test-oldest test-newest: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2
+test test-oldest: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2
+# Later releases of XLA than that of the pins have no such emitters, and end at a name they do not know.
+test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=2
 test: lint types
 	$(BIN)/python $(PYTEST) $(SHORT)
 

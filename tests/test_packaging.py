@@ -20,7 +20,11 @@ from packaging.utils import canonicalize_name
 
 import hume_jax
 
-IGNORED = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+# Of the checkout, what is no part of the project; other names with a dot are.
+IGNORED = shutil.ignore_patterns(
+    *(".git", ".venv*", ".hypothesis", ".*_cache", "runs", "build", "dist", "*.egg-info"),
+    "__pycache__",
+)
 
 
 @pytest.fixture(scope="module")
