@@ -17,7 +17,7 @@ from hume_jax import config as config_lib
 from hume_jax import config_fields
 from hume_jax.verbs import VERBS
 
-_WIDEST = 100
+_NARROWEST, _WIDEST = 40, 100
 # Flags stand beside what they do up to this width, above it where they are longer.
 _FLAG = 20
 
@@ -88,7 +88,7 @@ def page(
     Returns:
       Lines of text.
     """
-    width = width or min(_WIDEST, shutil.get_terminal_size().columns)
+    width = width or min(max(_NARROWEST, shutil.get_terminal_size().columns), _WIDEST)
     reads = sections is None or bool(sections)
     usage = f"usage: {command} [--FLAG=VALUE ...]"
     if reads:

@@ -58,15 +58,14 @@ def sections(config: config_dict.ConfigDict | None = None) -> list[Section]:
     shared = config_lib.common.get_config()
     config = shared if config is None else config
     values = config_lib.flatten(config)
-    by_preset = [config_lib.flatten(config.presets[preset]) for preset in _PRESETS]
+    presets = config_lib.flatten(config.get("presets", {}))
     comments = _comments()
     found: dict[str, list[Field]] = {name: [] for name in ("", *_names(shared))}
     known = [name for name in config_lib.flatten(shared) if not name.startswith("presets.")]
     # One that no line makes by its name is there too, and seen to have no comment.
     for name in sorted(known, key=[*comments, *known].index):
-        fast, paper = (
-            preset.get(name) if values.get(name) is None else values[name] for preset in by_preset
-        )
+        given = values.get(name)
+        fast, paper = (presets.get(f"{p}.{name}") if given is None else given for p in _PRESETS)
         section = name.partition(".")[0] if "." in name else ""
         found[section].append(Field(name, _type(shared, name), comments.get(name, ""), fast, paper))
     return [Section(name, comments.get(name, ""), tuple(each)) for name, each in found.items()]

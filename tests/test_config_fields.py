@@ -1,6 +1,7 @@
 """What is said of every config field, for `--help` and the documents."""
 
 import pytest
+from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax import config_fields
@@ -84,6 +85,16 @@ def test_values_of_a_config_file_take_the_place_of_the_presets():
     found = {f.name: f for s in config_fields.sections(config) for f in s.fields}
     assert found["search.steps"][3:] == (7, 7)
     assert found["n_tasks"][3:] == (16, 5)
+
+
+def test_a_config_without_presets_has_what_it_sets():
+    values = common.get_config().to_dict()
+    del values["presets"]
+    config = config_dict.ConfigDict(values)
+    config.n_tasks = 9
+    found = {f.name: f for s in config_fields.sections(config) for f in s.fields}
+    assert found["n_tasks"][3:] == (9, 9)
+    assert found["search.steps"][3:] == (None, None)
 
 
 def test_a_field_without_a_comment_is_seen_to_have_none(tmp_path, monkeypatch):
