@@ -43,17 +43,24 @@ def get_config() -> config_dict.ConfigDict:
     # run's, and all are searched in one program; () = `seed` alone.
     config.seeds = ()
 
+    # Images that arrays are made from where these are missing.
     config.images = _images()
+    # The encoders that make them.
     config.encode = _encode()
+    # The arrays: both spaces of each split, and labels for the scores.
     config.data = _data()
     presets = _presets()
+    # The task encoder, whose soft labels are linear in a space (Eq. 3 of the paper).
     config.encoder = _open_fields(presets, "encoder")
+    # The search for the task encoders whose labels a linear model generalises best on (Eq. 7).
     config.search = _open_fields(presets, "search")
+    # The inner fit: that linear model, and the derivative through it (Eq. 5).
     config.inner = _open_fields(presets, "inner")
+    # The label-free scores of what was found.
     config.score = _score()
-
+    # The vote of the tasks.
     config.ensemble = _open_fields(presets, "ensemble")
-    # Share of the tasks that vote, at least one; not for 'all'.
+    # Share of the tasks that vote, at least one; not where all of them do.
     config.ensemble.fraction = 0.5
 
     # Whether to run k-means and the supervised probe in each space beside the search.
@@ -66,6 +73,7 @@ def get_config() -> config_dict.ConfigDict:
     # coarser one: 'highest' (float32), 'high' or 'default'. The coarse ones lose no accuracy on
     # Imagenette and a hair of the hypergradient (docs/measurements.md).
     config.precision = "highest"
+    # Several devices, and what they share.
     config.mesh = _mesh()
     # Outer steps per line of metrics.jsonl; a compiled call may be shorter.
     config.log_every = 10

@@ -1,6 +1,6 @@
-"""One factor at a time from the defaults, on a small cell: settings for `sweep.py`.
+"""One factor at a time from the defaults, on a small cell: settings for `hume_jax.sweep`.
 
-    python experiments/sweep.py --config=experiments/ablations.py:rate --out=runs/ablations/rate
+    python -m hume_jax.sweep --config=experiments/ablations.py:rate --out=runs/ablations/rate
 
 The cell is Imagenette's features (experiments/datasets/imagenette.py) with 256 directions of each
 second space and 16 tasks, for seeds 0, 1 and 2 in one program; a setting takes about two minutes on
@@ -8,7 +8,7 @@ two CPU cores. The factors are those of `FACTORS`; `all` is every one of them in
 `changes`, which goes from the defaults of before to those of now, and `decisive`, what decided
 these, which is run once more with `full`, all directions and 64 tasks:
 
-    python experiments/sweep.py --config=experiments/ablations.py:decisive,full,held_out \
+    python -m hume_jax.sweep --config=experiments/ablations.py:decisive,full,held_out \
         --out=runs/ablations/full
 
 Choices are made by the mean agreement of the tasks, the agreement of the votes of the seeds and the
@@ -17,7 +17,7 @@ objective of the best task, which need no label; accuracies on train rows stand 
 
     python experiments/subset.py --hold-out=0.25 --out=runs/held_out
     for factor in rate start labels; do
-        python experiments/sweep.py --config=experiments/ablations.py:$factor,held_out \
+        python -m hume_jax.sweep --config=experiments/ablations.py:$factor,held_out \
             --out=runs/ablations/cell --table=$factor
     done
 

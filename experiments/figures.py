@@ -2,41 +2,43 @@
 
 import argparse
 import contextlib
-import csv
-import io
-import json
 import os
 import pathlib
-import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from hume_jax import command_line, config_checks, memory, parallel, planning, rows
+
+# Of the package, under the name that the scripts have for what they share.
 from hume_jax import config as config_lib
 from hume_jax.core import search
 from hume_jax.errors import UserError
-from hume_jax.files import atomic_write
+from hume_jax.files import make_folder as make_folder
+from hume_jax.files import read_json as read_json
 from hume_jax.report import results
+from hume_jax.report.plots import draw_methods as draw_methods
+from hume_jax.report.plots import write_png as write_png
+from hume_jax.report.tables import spread as spread
+from hume_jax.report.tables import table as table
+from hume_jax.report.tables import write_table as write_table
 from hume_jax.representations import store
 from hume_jax.representations.prepared import first_space
 from hume_jax.stored_rows import hold
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# Under the name that the scripts have for it.
+load_config = config_lib.load_resolved
 
 # The scripts run in the folder of the checkout, as their docstrings show.
 IMAGENETTE = "experiments/datasets/imagenette.py"
 # Fields of a config that tell kinds of runs apart.
 PARTS = ("setting", "class_prior", "n_classes", "encoder", "search", "inner", "ensemble")
-
-_FIELD = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 
 
 class Problem(NamedTuple):
@@ -62,34 +64,6 @@ def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> N
         metavar="-- --config.FIELD=VALUE",
         help="fields of the config, behind a lone --",
     )
-
-
-def load_config(spec: str, fields: Sequence[str] = ()) -> config_dict.ConfigDict:
-    """Loads a config and sets fields of it as the flags of `hume_jax.main` do.
-
-    Args:
-      spec: `FILE.py` or `FILE.py:variant`.
-      fields: `--config.FIELD=VALUE` each.
-
-    Returns:
-      The resolved config.
-
-    Raises:
-      UserError: no such config or field, or a value out of range.
-    """
-    config = config_lib.load(spec)
-    for field in fields:
-        match = _FIELD.fullmatch(field)
-        if not match:
-            raise UserError(f"{field!r} is not of the form --config.FIELD=VALUE")
-        config_lib.check_field(match["name"], config)
-    values, argv = flags.FlagValues(), ["", *fields]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    return config_lib.resolve(values["config"].value)
 
 
 def check_seed(seed: int) -> None:
@@ -170,76 +144,6 @@ def cores() -> int:
     return len(allowed(0))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Formats a Markdown table, columns aligned for reading as plain text too."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
-
-
-def draw_methods(
-    path: pathlib.Path, found: Sequence[tuple[str, Sequence[float], float]], label: str
-) -> None:
-    """Draws a line a method: a dot for each of its starts, and a bar for what stands for them.
-
-    Args:
-      path: of the PNG file.
-      found: name, values of the starts and the value of the vote or choice, of each method.
-      label: of the axis.
-    """
-    from matplotlib.figure import Figure
-
-    width = 5 + 0.08 * max(len(name) for name, _, _ in found)
-    figure = Figure(figsize=(width, 0.9 + 0.3 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    for y, (_, values, chosen) in enumerate(found):
-        axes.plot(values, [y] * len(values), "o", color="#2f6690", alpha=0.5, markersize=5)
-        axes.plot([chosen], [y], "|", color="#d1611c", markersize=14, markeredgewidth=2.5)
-    axes.set_yticks(range(len(found)), [name for name, _, _ in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel(label)
-    axes.grid(axis="x", color="#d8dee4", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    write_png(path, figure)
-
-
-def write_png(path: pathlib.Path, figure: "Figure") -> None:
-    """Writes a figure whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with atomic_write(path) as file:
-        FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
-
-
-def write_table(
-    folder: pathlib.Path, head: Sequence[str], rows: Sequence[Sequence[str]], name: str = "table"
-) -> str:
-    """Writes NAME.md and NAME.csv of a folder; returns the Markdown."""
-    text = table(head, rows)
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([head, *rows])
-    for end, content in (("md", f"{text}\n"), ("csv", lines.getvalue())):
-        with atomic_write(folder / f"{name}.{end}") as file:
-            file.write(content.encode())
-    return text
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Formats a mean and, of more than one value, the standard deviation of a sample."""
-    if not values:
-        return "-"
-    text = f"{np.mean(values):.{digits}f}"
-    return text + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads an earlier result; {} if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def stored_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
     """The resolved config of a run, as its workdir keeps it."""
     return config_dict.ConfigDict(_with_tuples(read_json(workdir / "config.json")))
@@ -256,20 +160,6 @@ def seed_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
     """The folders of the seeds of a finished run; of a run of one seed its own."""
     runs = read_json(workdir / "results.json").get("runs", [])
     return [workdir / f"seed_{run['seed']}" for run in runs] or [workdir]
-
-
-def make_folder(path: pathlib.Path, option: str = "--out") -> None:
-    """Makes the folder of a script's results, with those above it; the option named it.
-
-    Raises:
-      UserError: there can be none.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{option}={path}: no folder can be made there ({error.strerror}); give another"
-        ) from error
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:

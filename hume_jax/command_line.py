@@ -9,15 +9,15 @@ import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn, TypeVar
 
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
+from hume_jax import command_help, joining, processes
 from hume_jax import config as config_lib
-from hume_jax import joining, processes
 from hume_jax.errors import LostProcess, Preempted, UserError
 
 _T = TypeVar("_T")
@@ -35,21 +35,20 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file, FILE.py or FILE.py:variant. Its fields are set by --config.FIELD=VALUE.",
+    "The config, FILE.py or FILE.py:variant.",
     lock_config=True,
 )
 
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     "",
-    "Several hosts: 'auto' where the cluster knows them, or HOST:PORT of process 0.",
+    "Several hosts: auto, or HOST:PORT of process 0.",
 )
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "How many processes, with --distributed=HOST:PORT."
-)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, counted from 0.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many, with --distributed=HOST:PORT.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, counted from 0.")
 
-_HELP = re.compile(r"--?(help(short|full|xml)?|h|\?)$")
+# What is left to absl; `command_help` has the help of a command.
+_HELP = re.compile(r"--?help(full|xml)$")
 _FIELD = re.compile(r"--?(no)?config\.(?P<name>[^=]+)")
 
 
@@ -92,10 +91,75 @@ def joined() -> Iterator[processes.Processes]:
         yield found
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: `main` is given the arguments that are left once the flags are read."""
+def run(main: Callable[[list[str]], None], sections: Collection[str] | None = None) -> None:
+    """Runs a command, or prints its help where that is asked for.
+
+    Args:
+      main: it is given the arguments that are left once the flags are read.
+      sections: of the config that the command reads, for its help; None for all.
+    """
+    module = sys.modules[main.__module__]
+    if helped(module, lambda: command_help.of_module(module), sections):
+        return
     hush_backends()
     app.run(guarded(main), flags_parser=guarded(parse_flags))
+
+
+def run_plain(main: Callable[[list[str]], None]) -> None:
+    """Runs a command that takes no config, or prints its help where that is asked for.
+
+    Args:
+      main: it is given what is left once the flags are read, which may stand before them.
+    """
+    module = sys.modules[main.__module__]
+    if helped(module, lambda: command_help.of_module(module), ()):
+        return
+    hush_backends()
+    app.run(guarded(main), flags_parser=guarded(parse_plain))
+
+
+def parse_plain(argv: list[str]) -> list[str]:
+    """Reads the flags of a command that takes no config, which may stand behind other arguments.
+
+    Args:
+      argv: the command line, as in `sys.argv`.
+
+    Returns:
+      What is left of it, the name of the program first.
+
+    Raises:
+      UserError: an unknown flag, or a value that is not of its type.
+    """
+    # They are known, since this module is there, but nobody would look at them.
+    others = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])}
+    for arg in argv:
+        if (match := re.match(r"--?(\w+)", arg)) and match[1] in others:
+            raise UserError(f"unknown command line flag {match[1]!r}")
+    FLAGS.set_gnu_getopt()
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        text = str(error)
+        raise UserError(text[:1].lower() + text[1:]) from error
+
+
+def helped(
+    module: types.ModuleType,
+    options: Callable[[], list[command_help.Option]],
+    sections: Collection[str] | None = None,
+) -> bool:
+    """Prints the help of a command where that is asked for, and says whether it was.
+
+    Args:
+      module: of the command.
+      options: gives its flags.
+      sections: of the config that it reads; None for all, () for none.
+    """
+    if not command_help.asked_for(sys.argv[1:]):
+        return False
+    with printing():
+        guarded(lambda argv: command_help.show(module, options(), sections, argv))(sys.argv[1:])
+    return True
 
 
 def hush_backends() -> None:

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import re
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ PACKAGE = Path(__file__).resolve().parent
 
 # One field holds either one path or several; this is its type for `ml_collections`.
 PATHS = (str, tuple)
+
+_FIELD_FLAG = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 
 # Fields that say how fast a run is, what it tells and what it keeps meanwhile; but for rounding
 # they change nothing of what it finds.
@@ -139,6 +142,34 @@ def load(spec: str) -> config_dict.ConfigDict:
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f"{path}: get_config returns {type(config).__name__}, not a ConfigDict")
     return config.lock()
+
+
+def load_resolved(spec: str, fields: Sequence[str] = ()) -> config_dict.ConfigDict:
+    """Loads a config and sets fields of it as the flags of `hume_jax.main` do.
+
+    Args:
+      spec: `FILE.py` or `FILE.py:variant`.
+      fields: `--config.FIELD=VALUE` each.
+
+    Returns:
+      The resolved config.
+
+    Raises:
+      UserError: no such config or field, or a value out of range.
+    """
+    config = load(spec)
+    for field in fields:
+        match = _FIELD_FLAG.fullmatch(field)
+        if not match:
+            raise UserError(f"{field!r} is not of the form --config.FIELD=VALUE")
+        check_field(match["name"], config)
+    values, argv = flags.FlagValues(), ["", *fields]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    return resolve(values["config"].value)
 
 
 def load_sweep(spec: str) -> list[dict[str, Any]]:

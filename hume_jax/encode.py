@@ -68,7 +68,7 @@ def run() -> None:
     if any(_LIST.fullmatch(argument) for argument in sys.argv[1:]):
         command_line.guarded(show_presets)(sys.argv)
     else:
-        command_line.run(main)
+        command_line.run(main, sections=("images", "encode", "data"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from hume_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -29,6 +32,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an earlier result; {} if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def make_folder(path: Path, option: str = "--out") -> None:
+    """Makes the folder of a script's results, with those above it; the option named it.
+
+    Raises:
+      UserError: there can be none.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: no folder can be made there ({error.strerror}); give another"
+        ) from error
 
 
 def existing_folder(path: Path) -> Path:

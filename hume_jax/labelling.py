@@ -4,21 +4,26 @@
 search; what a run writes for its own rows comes from the same functions.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hume_jax.core import aggregate, task_encoder
-from hume_jax.core.consensus import soft_vote
+from hume_jax.core import aggregate, consensus, task_encoder
+from hume_jax.errors import UserError
+from hume_jax.representations.arrays import checks
 from hume_jax.representations.arrays.kept import Array
 from hume_jax.representations.prepare import joined_rows
 from hume_jax.representations.scaling import Kind, Statistics
 
 # All rows pass in blocks of one shape, so a row's label does not depend on the rows beside it.
 _BLOCK = 4096
+# Renumberings until classes are in the order of their size: rows of equal votes go to the first.
+_ORDERINGS = 5
 
 
 class Model(NamedTuple):
@@ -87,20 +92,121 @@ def predict(
       done: called with the number of rows of each block.
     """
     tasks = encode(model.theta, arrays, model.statistics, model.kind, done)
+    return vote(model, tasks)
+
+
+def vote(model: Model, tasks: np.ndarray) -> aggregate.Vote:
+    """The vote of a model's task encoders, of labels that they gave: (M, n) integers."""
     if model.tables is None or model.weights is None:
         return aggregate.vote(tasks, model.theta.shape[2])
-    return soft_vote(tasks, model.tables, model.weights)
+    return consensus.soft_vote(tasks, model.tables, model.weights)
 
 
-def aligned(theta: np.ndarray, permutations: np.ndarray) -> np.ndarray:
-    """Reorders columns so that column k of every encoder is class k of the ensemble.
+def shares(model: Model, tasks: np.ndarray, *, soft: bool) -> np.ndarray:
+    """The shares of the votes for every class.
 
     Args:
-      theta: (M, d1, K).
-      permutations: (M, K), class of a member -> class of the ensemble.
+      model: of a finished run.
+      tasks: (M, n) integers, labels that its task encoders gave.
+      soft: whether classes of a task give shares of their vote, as in a soft vote of the model.
+
+    Returns:
+      (n, K) float64, sums of 1.
+
+    Raises:
+      ValueError: soft shares of a model whose vote is that of the majority.
     """
-    order = np.argsort(permutations, axis=1)
-    return np.take_along_axis(theta, order[:, None, :], axis=2)
+    if not soft:
+        return aggregate.shares(tasks, model.theta.shape[2])
+    if model.tables is None or model.weights is None:
+        raise ValueError("the model has no soft vote")
+    return consensus.shares(tasks, model.tables, model.weights)
+
+
+def check(model: Model, arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Checks that rows are such as a model labels, before any of them is.
+
+    Args:
+      model: of a finished run.
+      arrays: one (n, d_j) array for each file that the encoders read, in their order.
+      names: of the arrays, for messages.
+
+    Raises:
+      UserError: too few or too many arrays, rows or columns that do not fit, NaN or infinity.
+    """
+    widths = [len(stats.mean) for stats in model.statistics]
+    if len(arrays) != len(widths):
+        raise UserError(
+            f"{' and '.join(names)} are {len(arrays)} arrays, the task encoders read "
+            f"{len(widths)}, of {', '.join(map(str, widths))} columns: give those of the search, "
+            "in its order"
+        )
+    for name, array, width in zip(names, arrays, widths, strict=True):
+        if array.shape[1] != width:
+            raise UserError(
+                f"{name} has {array.shape[1]} columns, in the search it had {width}: it must come "
+                "from the same model"
+            )
+        if len(array) != len(arrays[0]):
+            raise UserError(
+                f"{names[0]} has {len(arrays[0])} rows, {name} {len(array)}: they must hold the "
+                "same samples in the same order"
+            )
+    for name, array in zip(names, arrays, strict=True):
+        checks.scan(Path(name), array)
+
+
+def model_of(
+    theta: np.ndarray,
+    tasks: np.ndarray,
+    ensemble: aggregate.Ensemble,
+    statistics: tuple[Statistics, ...],
+    kind: Kind,
+    evenness: float | None = None,
+) -> Model:
+    """The model of an ensemble: its members, with classes in the order of their size.
+
+    Class 0 is the largest. (Where rows have equal votes for several classes, which go to the first
+    of them, sizes may be out of order by such rows.)
+
+    Args:
+      theta: (S, d1, K) float32, of all tasks.
+      tasks: (S, n) integers, their labels of the searched rows.
+      ensemble: of some of them.
+      statistics: see `Model`.
+      kind: see `Model`.
+      evenness: of a soft vote, see `consensus.consensus`; None: the majority.
+    """
+    # Column k of every encoder is class k of the ensemble.
+    order = np.argsort(ensemble.permutations, axis=1)
+    members = np.take_along_axis(theta[ensemble.members], order[:, None, :], axis=2)
+    model = Model(members, statistics, kind)
+    voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
+    k = theta.shape[2]
+    if evenness is not None:
+        soft = consensus.consensus(voters, ensemble.vote.labels, k, evenness=evenness)
+        model = model._replace(tables=soft.tables, weights=soft.weights)
+    for _ in range(_ORDERINGS):
+        sizes = np.bincount(vote(model, voters).labels, minlength=k)
+        by_size = np.argsort(-sizes, kind="stable")
+        if np.all(np.diff(by_size) > 0):
+            break
+        model, voters = _renumbered(model, by_size), np.argsort(by_size)[voters]
+    return model
+
+
+def _renumbered(model: Model, order: np.ndarray) -> Model:
+    """A model whose class k is that of number ``order[k]`` before."""
+    model = model._replace(theta=model.theta[:, :, order])
+    if model.tables is None or model.weights is None:
+        return model
+    return model._replace(tables=model.tables[:, order][:, :, order], weights=model.weights[order])
+
+
+def read(path: str | os.PathLike[str] | IO[bytes]) -> Model:
+    """Reads the model of a finished run from its file, `model.npz`."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return from_arrays(arrays)
 
 
 def to_arrays(model: Model) -> dict[str, np.ndarray]:

@@ -39,13 +39,12 @@ flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run, made if it is not there (default: runs/CONFIG-HASH); gs://BUCKET/FOLDER is "
-    "one in an object store.",
+    "Folder, may be gs://... (default: runs/CONFIG-HASH).",
 )
 _PROFILE = flags.DEFINE_bool(
     "profile",
     False,
-    "Trace a block of the search's steps to WORKDIR/profile, and print where its time goes.",
+    "Trace some steps, and print where their time goes.",
 )
 
 

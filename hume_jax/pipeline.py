@@ -17,9 +17,8 @@ from ml_collections import config_dict
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, parallel, planning, rows, scoring, search_loop
+from hume_jax import labelling, parallel, planning, prediction, rows, scoring, search_loop
 from hume_jax.core import aggregate
-from hume_jax.core.consensus import consensus
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
@@ -31,6 +30,8 @@ from hume_jax.representations.prepared import Prepared
 from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
 
+# Scores of the vote, without labels.
+_OF_VOTE = ("objective", "heldout_ce", "cv_accuracy", "entropy")
 _PACKAGES = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "scikit-learn")
 
 
@@ -46,6 +47,9 @@ def run(
     workdir: str | os.PathLike[str],
     processes: Processes = ALONE,
     profile: bool = False,
+    *,
+    dataset: store.Dataset | None = None,
+    interruptible: bool = False,
 ) -> dict[str, Any]:
     """Searches, scores and reports what a config asks for.
 
@@ -58,17 +62,23 @@ def run(
       processes: those of the run, of which each calls this. They search together; the first checks
         the data, writes the files of the folder and does all that follows the search.
       profile: whether to say where the time of a step goes, see `profiling`.
+      dataset: arrays in memory, in the place of the files that `data` names.
+      interruptible: whether Ctrl-C ends the search with what it has, of one seed. Labels of the
+        tasks as they are then are written, but no results.json: the run is not finished.
 
     Returns:
-      What is written to results.json; {} on other processes than the first.
+      What is written to results.json; {} on other processes than the first. Of a search that was
+      interrupted, `stopped` says after how many steps.
 
     Raises:
       UserError: anything a user can mend, before any long work starts.
       LostProcess: another process was killed.
       Preempted: by SIGTERM; what was found is kept, of the search its state.
+      KeyboardInterrupt: Ctrl-C, see `search_loop.run`.
     """
-    with ending(processes):
-        return _run(config, workdir, processes, profile)
+    # The inner fit's products have a field of their own.
+    with ending(processes), jax.default_matmul_precision("highest"):
+        return _run(config, workdir, processes, profile, dataset, interruptible)
 
 
 def _run(
@@ -76,12 +86,14 @@ def _run(
     workdir: str | os.PathLike[str],
     processes: Processes,
     profile: bool,
+    dataset: store.Dataset | None,
+    interruptible: bool,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     config = config_lib.resolve(config)
     parallel.check_devices()
     with processes.together():
-        files = store.open_files(config.data)
+        files = dataset or store.open_files(config.data)
     with processes.together():
         folder = Workdir(workdir, config, owner=processes.first)
     given = {f"--config.{name}": value for name, value in config_lib.flatten(config).items()}
@@ -115,7 +127,7 @@ def _run(
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
         plan = planning.shared(planning.keep_batches(plan, folder), processes)
-        outcome = stages.search(plan, profile)
+        outcome = stages.search(plan, profile, interruptible and not config.seeds)
         if not processes.first:
             logging.info("the search is done: process 0 scores and writes what it found")
             return {}
@@ -219,6 +231,7 @@ class _Run:
         self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
+        self.stopped: dict[str, int] | None = None  # by Ctrl-C, after how many steps of how many
         # Steps at which tasks were dropped, and the numbers of those that were not.
         self.dropped = np.zeros(config.n_tasks, np.int32)
         self.numbers = np.arange(config.n_tasks)
@@ -241,14 +254,15 @@ class _Run:
         scores = self._scores(tasks)
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
+        of_vote = self._vote_scores(found)
         floor_and_ceiling = self._baselines()
         self.seconds["score"] = time.perf_counter() - searched
-        return self._report(tasks, scores, ensemble, found, floor_and_ceiling)
+        return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
 
-    def search(self, plan: search_loop.Plan, profile: bool = False) -> search_loop.Outcome:
+    def search(
+        self, plan: search_loop.Plan, profile: bool = False, interruptible: bool = False
+    ) -> search_loop.Outcome:
         """The task encoders of every seed."""
-        # The inner fit's products have a field of their own.
-        jax.config.update("jax_default_matmul_precision", "highest")
         with self.processes.together():
             if self.processes.first:
                 self.prepared = rows.prepare(self.config, self.checked, self.folder)
@@ -266,9 +280,15 @@ class _Run:
         )  # fmt: skip
         with self.processes.computing():
             prior = np.log(self.prior)
-            outcome = search_loop.run(plan, found, prior, self.folder, self.processes, profile)
+            outcome = search_loop.run(
+                plan, found, prior, self.folder, self.processes, profile, interruptible
+            )
         self.processes.part()
         self.seconds |= outcome.seconds
+        total = plan.steps * len(plan.batches)
+        if outcome.steps < total:
+            self.stopped = {"steps": outcome.steps, "of": total}
+            logging.warning("the search was stopped after step %d of %d", outcome.steps, total)
         return outcome
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
@@ -302,6 +322,15 @@ class _Run:
             "collapsed": aggregate.collapsed(tasks, k, self.prior),
         }
 
+    def _vote_scores(self, found: dict[str, Found]) -> dict[str, np.ndarray]:
+        """Label-free scores of the vote, (1,) each."""
+        names = ("train", "test")[: len(self.splits)]
+        labels = np.concatenate([found[name].vote.labels for name in names])[None]
+        return self._kept(
+            "vote_scores",
+            lambda: scoring.score_tasks(self.config, self.splits, labels, np.log(self.prior)),
+        )
+
     def _ensemble(self, tasks: np.ndarray, scores: dict[str, np.ndarray]) -> aggregate.Ensemble:
         """The vote of the best tasks by the config's selector."""
         return aggregate.ensemble(
@@ -315,17 +344,8 @@ class _Run:
         self, theta: np.ndarray, tasks: np.ndarray, ensemble: aggregate.Ensemble
     ) -> dict[str, Found]:
         """Labels of every split by the stored model, which is what predicts new rows."""
-        members = labelling.aligned(theta[ensemble.members], ensemble.permutations)
-        model = labelling.Model(members, self.statistics, self.kind)
-        if self.config.ensemble.vote == "soft":
-            voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
-            soft = consensus(
-                voters,
-                ensemble.vote.labels,
-                self.config.n_classes,
-                evenness=planning.evenness(self.config),
-            )
-            model = model._replace(tables=soft.tables, weights=soft.weights)
+        evenness = planning.evenness(self.config) if self.config.ensemble.vote == "soft" else None
+        model = labelling.model_of(theta, tasks, ensemble, self.statistics, self.kind, evenness)
         self.folder.write_npz("model.npz", labelling.to_arrays(model))
         train, test = self.dataset.train, self.dataset.test
         found = {"train": Found(tasks[:, : train.n], self._predict(model, train))}
@@ -376,6 +396,8 @@ class _Run:
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """What an interrupted run of this workdir has computed already, or else computes it."""
+        if self.stopped is not None:
+            return compute()
         path = self.folder.path / f"{name}.npz"
         if not path.exists():
             self.folder.write_npz(path.name, compute())
@@ -389,6 +411,7 @@ class _Run:
         ensemble: aggregate.Ensemble,
         found: dict[str, Found],
         floor_and_ceiling: dict[str, np.ndarray],
+        of_vote: dict[str, np.ndarray],
     ) -> dict[str, Any]:
         """Writes labels.csv, the plots, the page and results.json."""
         entries = [self._task(i, task, scores, found) for i, task in enumerate(tasks)]
@@ -402,6 +425,7 @@ class _Run:
             n_classes=self.config.n_classes,
             ensemble={
                 **self._judge(votes, "ensemble"),
+                **{name: of_vote[name][0] for name in _OF_VOTE},
                 "members": ensemble.members,
                 "reference": ensemble.reference,
                 "select": self.config.ensemble.select,
@@ -428,7 +452,12 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
+            stopped=self.stopped,
         )
+        # Arrays in memory have no files, of which it would be told what made them.
+        if self.config.data.train.phi1:
+            made = prediction.encoders_of(self.config.data)
+            self.folder.write_json(prediction.ENCODERS, made)
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         images, texts = self._sample_names()
         self.folder.write_text("labels.csv", results.to_csv(labels, images, texts))
@@ -441,7 +470,8 @@ class _Run:
             from hume_jax.report.page import writing
 
             writing.write(self.folder, self.config, summary, self._parts(found), scores)
-        self.folder.write_text("results.json", results.to_json(summary))
+        if self.stopped is None:
+            self.folder.write_text("results.json", results.to_json(summary))
         return summary
 
     def _sample_names(self) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:

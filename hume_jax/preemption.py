@@ -67,16 +67,21 @@ class Watch:
     through JAX's preemption service, so that all end at the same step.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, *, interruptible: bool = False) -> None:
         """Prepares; nothing is listened to before the `with` block.
 
         Args:
           processes: those of the run.
+          interruptible: whether the first Ctrl-C is told by `interrupted`, so that what was found
+            is not lost; a second one raises `KeyboardInterrupt`, as without this the first does.
         """
         self._processes, self._alone = processes, processes.total == 1
         self._asked = False
         self._before: Any = None
         self._points = 0
+        self.interrupted = False
+        self._interruptible = interruptible
+        self._before_interrupt: Any = None
 
     def __enter__(self) -> Self:
         """Begins to listen. Only the main thread of a process can; others are never asked."""
@@ -94,6 +99,8 @@ class Watch:
             distributed.global_state.initialize_preemption_sync_manager()
             if unheard:
                 signal.raise_signal(signal.SIGTERM)
+        if self._interruptible and main:
+            self._before_interrupt = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
@@ -103,6 +110,8 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         """Puts back what listened before, and tells it what nobody has asked about."""
+        if self._before_interrupt is not None:
+            signal.signal(signal.SIGINT, self._before_interrupt)
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             # By nobody: who was told has raised something.
@@ -127,3 +136,7 @@ class Watch:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._before_interrupt)

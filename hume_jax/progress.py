@@ -16,9 +16,22 @@ from typing import Any, Self, TextIO
 from absl import logging as absl_logging
 
 _BAR = 20
+# How many parts of the program want nothing shown.
+_hidden = 0
 # From which number of rows on it is shown how many are done.
 MANY_ROWS = 100_000
 _LINE_START = "\r\033[K"
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Work whose progress is not shown, such as a part of somebody's program."""
+    global _hidden  # noqa: PLW0603, as what it keeps still, the terminal, there is one
+    _hidden += 1
+    try:
+        yield
+    finally:
+        _hidden -= 1
 
 
 class Progress:
@@ -59,7 +72,8 @@ class Progress:
         self._every = every
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._terminal = self._stream.isatty()
+        self._silent = _hidden > 0
+        self._terminal = self._stream.isatty() and not self._silent
         self._marks: list[tuple[float, int]] = []  # start, first update, last update
         self._shown: float | None = None
 
@@ -95,6 +109,8 @@ class Progress:
         self._marks = [*self._marks[:2], (now, self._done)]
         if self._terminal:
             self._draw(values)
+        elif self._silent:
+            return
         elif self._shown is None or now - self._shown >= self._every or self._done >= self._total:
             self._shown = now
             absl_logging.info("%s", self._text(values))

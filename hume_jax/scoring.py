@@ -41,7 +41,7 @@ def score_tasks(
     Returns:
       The fields of `generalization.Generalization`, (S,) float32 each.
     """
-    logging.info("scoring %s by cross-validation", count(len(tasks), "task"))
+    logging.info("scoring %s by cross-validation", count(len(tasks), "labelling"))
     files = list(zip(*(split.phi2.arrays for split in splits), strict=True))
     rows = generalization.folds(tasks.shape[1], config.score.folds, config.score.rows, config.seed)
     batches = _batches(len(tasks), rows.size, config.n_classes)

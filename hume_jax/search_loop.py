@@ -63,6 +63,7 @@ class Outcome(NamedTuple):
     dropped: np.ndarray  # (G, S) int32, the step, from 1, at which a task was dropped; 0: none
     # compile, search (without compilation); from disk also gather and gather_waited.
     seconds: dict[str, float]
+    steps: int  # outer steps done, of all batches; fewer than planned, and fewer tasks, by Ctrl-C
 
 
 def run(
@@ -72,6 +73,7 @@ def run(
     workdir: Workdir,
     processes: Processes = ALONE,
     profile: bool = False,
+    interruptible: bool = False,
 ) -> Outcome:
     """Searches all tasks, from the last checkpoint on if there is one.
 
@@ -82,12 +84,16 @@ def run(
       workdir: of the run.
       processes: that search together.
       profile: whether to trace a block of steps, to a folder `profile` of the run's.
+      interruptible: whether Ctrl-C ends the search after the block of steps that it is at, with
+        the tasks as they are then; the state is saved.
 
     Raises:
       UserError: no task is left, see `search.State.dropped`.
       Preempted: by SIGTERM; the state is saved.
+      KeyboardInterrupt: Ctrl-C before the first step, a second one, or not `interruptible`.
     """
-    with _feed(plan, rows, log_prior) as feed, Watch(processes) as watch:
+    watched = Watch(processes, interruptible=interruptible)
+    with _feed(plan, rows, log_prior) as feed, watched as watch:
         runner = _Runner(plan, feed, workdir, watch, processes, profile)
         batches = _run(plan, feed, runner)
         workdir.finish()
@@ -108,7 +114,7 @@ def run(
         for parts in zip(*batches, strict=True)
     )
     _check_left(plan, dropped)
-    return Outcome(theta, dropped, seconds)
+    return Outcome(theta, dropped, seconds, runner.steps)
 
 
 def _preempted(where: str) -> Preempted:
@@ -159,6 +165,8 @@ def _run(plan: Plan, feed: Feed, runner: "_Runner") -> list[tuple[np.ndarray, np
     with Progress(total, "search", done=done) as progress:
         theta.append(_encoders(runner.batch(current, state, progress)))
         for i in range(current + 1, len(plan.batches)):
+            if runner.interrupted:
+                break
             theta.append(_encoders(runner.batch(i, feed.start(plan.batches[i]), progress)))
     return theta
 
@@ -198,6 +206,7 @@ class _Runner:
         self._watch, self._processes = watch, processes
         self._saved = time.monotonic()
         self.saving = 0.0  # seconds that the search waited for its checkpoints
+        self.steps = 0  # done, of all batches
         self._dropped: set[tuple[int, int]] = set()  # that were told of
         # Blocks to go until the one that is traced: the second, which waits for no first call.
         self._until_profile = 1 if profile and processes.first else -1
@@ -222,6 +231,7 @@ class _Runner:
         """Runs one batch to its last step."""
         plan, step, seconds = self._plan, int(state.step), 0.0
         self._saved = time.monotonic()
+        self.steps = plan.steps * batch + step
         while step < plan.steps:
             length = self._length(step)
             before = self._feed.seconds.search
@@ -230,6 +240,7 @@ class _Runner:
             seconds += self._feed.seconds.search - before
             self._report_dropped(info, batch)
             step += length
+            self.steps += length
             done = step == plan.steps
             if done or step % plan.log_every == 0:
                 for row in _rows(plan, batch, step, info, seconds):
@@ -237,12 +248,19 @@ class _Runner:
                 seconds = 0.0
             progress.update(length, objective=_mean_objective(info))
             stop = self._watch.asked()
-            if done or stop or self._due():
+            if done or stop or self.interrupted or self._due():
                 self._save(batch, step, state)
             if stop:
                 self._workdir.finish()
                 raise _preempted(f"step {step} of {plan.steps}")
+            if self.interrupted:
+                break
         return state
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has ended the search, with what it has."""
+        return self._watch.interrupted
 
     @contextlib.contextmanager
     def _profiled(self, steps: int, *, last: bool) -> Iterator[None]:
@@ -295,6 +313,8 @@ class _Runner:
                 self._feed.compile(state, self._length(step))
             if self._watch.asked():
                 raise _preempted(f"step {done}") if done else Preempted
+            if self.interrupted and not done:
+                raise KeyboardInterrupt
 
     def _report_dropped(self, info: search.Info, batch: int) -> None:
         for index in np.flatnonzero(info.dropped[-1]):

@@ -364,8 +364,8 @@ def test_a_workdir_that_is_a_file_is_refused(fails):
 def test_help(command):
     done = command("--help")
     assert "python -m hume_jax.main --config=configs/quickstart.py" in done.stdout
-    assert "--config:" in done.stdout
-    assert "--workdir:" in done.stdout
+    assert "--config=FILE.py" in done.stdout
+    assert "--workdir=VALUE" in done.stdout
 
 
 READ = """

@@ -20,7 +20,11 @@ from packaging.utils import canonicalize_name
 
 import hume_jax
 
-IGNORED = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+# Of the checkout, what is no part of the project; other names with a dot are.
+IGNORED = shutil.ignore_patterns(
+    *(".git", ".venv*", ".hypothesis", ".*_cache", "runs", "build", "dist", "*.egg-info"),
+    "__pycache__",
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,11 @@ def test_sdist_holds_what_a_contributor_needs(repository, distributions):
         "Makefile",
         "LICENSE",
         "README.md",
+        "CITATION.cff",
+        ".ci/run",
+        ".ci/lower_bounds.py",
+        ".github/workflows/ci.yml",
+        ".pre-commit-config.yaml",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "requirements.txt",
@@ -158,36 +167,56 @@ def test_sdist_holds_what_a_contributor_needs(repository, distributions):
         assert pathlib.PurePosixPath(name) in names, name
 
 
-@pytest.fixture(scope="module")
-def empty_environment(repository, distributions, tmp_path_factory):
-    """An environment with nothing but the wheel and what its metadata asks for, at the pins."""
-    wheel, _ = distributions
+@pytest.fixture(scope="module", params=["wheel", "sdist"])
+def empty_environment(request, repository, distributions, tmp_path_factory):
+    """An environment with nothing but the package and what its metadata asks for, at the pins."""
+    archive = distributions[("wheel", "sdist").index(request.param)]
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
     pins = repository / "requirements.txt"
-    command = [python, "-m", "pip", "install", "--quiet", "--constraint", pins, wheel]
+    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    command = [*install, "--constraint", pins, archive]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    yield python
+    yield folder / "bin"
     shutil.rmtree(folder)
 
 
-def run(python, folder, *arguments):
-    """Runs hume_jax as a user of the wheel would: elsewhere, without the checkout on the path."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    command = [python, "-m", "hume_jax.main", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def run(empty_environment, tmp_path):
+    """Runs a program of that environment as a user would: elsewhere, without the checkout."""
+
+    def run(program, *arguments):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        command = [empty_environment / program, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
 
 
 @pytest.mark.slow
-def test_wheel_runs_its_own_config_and_data_from_an_empty_folder(empty_environment, tmp_path):
-    done = run(empty_environment, tmp_path, "--config=configs/testing.py", "--workdir=run")
+def test_an_empty_environment_passes_the_quickstart(run, tmp_path):
+    done = run("hume", "run", "--config=configs/quickstart.py", "--workdir=run")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["version"] == hume_jax.__version__
+    assert results["ensemble"]["test"]["acc"] > 0.93
+    for name in ("curves.png", "objective.png", "confusion.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     data = pathlib.Path(hume_jax.__file__).parent / "data" / "quickstart"
     rows = sum(len(np.load(data / f"labels_{split}.npy")) for split in ("train", "test"))
     assert len((tmp_path / "run" / "labels.csv").read_text().splitlines()) == 1 + rows
+    # Finished: the same command by Python shows what is there.
+    again = run("python", "-m", "hume_jax.main", "--config=configs/quickstart.py", "--workdir=run")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.slow
+def test_an_empty_environment_has_the_console_script(run):
+    assert run("hume", "--version").stdout == f"hume_jax {hume_jax.__version__}\n"
+    shown = run("hume", "run", "--help").stdout
+    assert shown == run("python", "-m", "hume_jax.cli", "run", "--help").stdout
+    assert "n_tasks = 16 (paper: 100)" in shown

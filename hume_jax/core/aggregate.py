@@ -197,6 +197,19 @@ def vote(aligned: np.ndarray, n_classes: int, weights: np.ndarray | None = None)
     return Vote(labels, agreement, margin)
 
 
+def shares(aligned: np.ndarray, n_classes: int) -> np.ndarray:
+    """The share of the tasks that have a row in each class.
+
+    Args:
+      aligned: (S, n) integers in [0, K), with common class numbers.
+      n_classes: K.
+
+    Returns:
+      (n, K) float64, sums of 1.
+    """
+    return _tally(_checked(aligned, n_classes), n_classes, None) / len(aligned)
+
+
 def ensemble(
     tasks: np.ndarray,
     n_classes: int,

@@ -184,8 +184,7 @@ def soft_vote(tasks: np.ndarray, tables: np.ndarray, weights: np.ndarray) -> Vot
     labels = np.empty(n, np.int32)
     agreement, margin = np.empty(n, np.float32), np.empty(n, np.float32)
     for rows in _blocks(n, k):
-        share = _shares(tasks[:, rows], tables) * weights
-        share /= share.sum(axis=1, keepdims=True)
+        share = shares(tasks[:, rows], tables, weights)
         everyone = np.arange(len(share))
         winner = share.argmax(axis=1)
         top = share[everyone, winner]
@@ -195,8 +194,21 @@ def soft_vote(tasks: np.ndarray, tables: np.ndarray, weights: np.ndarray) -> Vot
     return Vote(labels, agreement, margin)
 
 
-def _shares(tasks: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Mean vote of each row, (n, K) float64."""
+def shares(tasks: np.ndarray, tables: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted shares that a soft vote decides by: (n, K) float64, sums of 1.
+
+    Args:
+      tasks: (M, n) integers in [0, K).
+      tables: (M, K, K) as `vote_tables` returns them.
+      weights: (K,) positive, of the classes.
+    """
+    share = _mean_vote(tasks, tables) * weights
+    share /= share.sum(axis=1, keepdims=True)
+    return share
+
+
+def _mean_vote(tasks: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Mean vote of each row before the classes are weighted, (n, K) float64."""
     total = np.zeros((tasks.shape[1], tables.shape[2]))
     for task, table in zip(tasks, tables, strict=True):
         total += table[task]
@@ -213,7 +225,7 @@ def _balance(
     """
     n, k = tasks.shape[1], tables.shape[2]
     # Every second row or fewer, where there are very many.
-    share = _shares(tasks[:, :: -(-n * k // _BALANCED_SHARES)], tables).astype(np.float32)
+    share = _mean_vote(tasks[:, :: -(-n * k // _BALANCED_SHARES)], tables).astype(np.float32)
     share = share[:, used]
     weights: np.ndarray = np.ones(share.shape[1], np.float32)
     for _ in range(_BALANCING):

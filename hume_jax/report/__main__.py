@@ -11,7 +11,7 @@ read where the run's config, or a flag, says that they are.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import flags
 
 from hume_jax import command_line
 from hume_jax.errors import UserError
@@ -84,18 +84,9 @@ def _compare(first: str, second: str) -> None:
         print(out)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Reads the flags, which may stand behind the folders too."""
-    flags.FLAGS.set_gnu_getopt()
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-
-
 def run() -> None:
     """`python -m hume_jax.report`."""
-    app.run(command_line.guarded(main), flags_parser=command_line.guarded(parse))
+    command_line.run_plain(main)
 
 
 if __name__ == "__main__":

@@ -266,6 +266,36 @@ def draw_confusion(
         axes.set_title(", ".join(facts), loc="left", color=_GREY, fontsize=8.5, pad=8)
 
 
+def draw_methods(
+    path: str | os.PathLike[str], found: Sequence[tuple[str, Sequence[float], float]], label: str
+) -> None:
+    """Draws a line a method: a dot for each of its starts, and a bar for what stands for them.
+
+    Args:
+      path: of the PNG file.
+      found: name, values of the starts and the value of the vote or choice, of each method.
+      label: of the axis.
+    """
+    width = 5 + 0.08 * max(len(name) for name, _, _ in found)
+    figure = Figure(figsize=(width, 0.9 + 0.3 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, values, chosen) in enumerate(found):
+        axes.plot(values, [y] * len(values), "o", color=_BLUE, alpha=0.5, markersize=5)
+        axes.plot([chosen], [y], "|", color=_ORANGE, markersize=14, markeredgewidth=2.5)
+    axes.set_yticks(range(len(found)), [name for name, _, _ in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color=_LIGHT, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_png(path, figure)
+
+
+def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
+    """Writes a figure whole or not at all."""
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
+
+
 def _scatter(axes: Axes, tasks: Sequence[Mapping[str, Any]], score: Any) -> None:
     """Marks each task at its objective and score; collapsed ones hollow, with a legend."""
     points = [

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from hume_jax.evaluation import metrics
 from hume_jax.files import atomic_write
-from hume_jax.progress import count
+from hume_jax.progress import count, duration
 
 # Splits in the order in which they are shown; "all" is the union that a transductive run searches.
 SPLITS = ("train", "test", "all")
@@ -38,6 +39,9 @@ BASELINES = {
 }
 # K^2 numbers a task and split: beyond this many classes only the ensemble's are kept.
 _TASK_CONFUSION_CLASSES = 200
+# The summary fits a terminal of 80 columns and 24 lines: more seeds than these are summed up.
+_COLUMNS = 80
+_SHOWN_SEEDS = 14
 
 
 def score_splits(
@@ -209,33 +213,56 @@ def over_seeds(
 
 def seeds_table(results: Mapping[str, Any]) -> str:
     """Formats what ``over_seeds`` returns for the terminal: a line a seed, then their spread."""
-    splits = list(results["ensemble"])
-    lines = [
-        f"{results['setting']}, {results['n_classes']} classes, {len(results['runs'])} seeds",
-        "",
-    ]
-    rows = [
-        (f"seed {r['seed']}", [r[s][score] for s in splits for score in _SCORES])
-        for r in results["runs"]
-    ]
-    for name, key in (("mean", "mean"), ("standard deviation", "deviation")):
-        rows.append(
-            (name, [results["ensemble"][s][score][key] for s in splits for score in _SCORES])
-        )
-    if not splits:
-        rows = [(f"seed {r['seed']}, agreement", [r["agreement"]]) for r in results["runs"]]
+    splits, runs = list(results["ensemble"]), results["runs"]
+    lines = [f"{results['setting']}, {results['n_classes']} classes, {len(runs)} seeds", ""]
+    columns = [[r[s][score] for r in runs] for s in splits for score in _SCORES]
+    # Without labels, how far tasks agree is all there is.
+    columns = columns or [[r["agreement"] for r in runs]]
+    measures: list[tuple[str, Any]] = [("mean", np.mean), ("standard deviation", _deviation)]
+    if len(runs) > _SHOWN_SEEDS:
+        measures = [("lowest", np.min), ("highest", np.max), *measures]
+        rows = []
+    else:
+        rows = [
+            (f"seed {r['seed']}", list(v))
+            for r, v in zip(runs, zip(*columns, strict=True), strict=True)
+        ]
+    rows += [(name, [float(measure(column)) for column in columns]) for name, measure in measures]
     width = max(len(name) for name, _ in rows)
-    group = 7 * len(_SCORES)
-    if splits:
-        lines.append((" " * width + "".join(f"  {split:^{group}}" for split in splits)).rstrip())
-        lines.append(
-            " " * width + ("  " + "".join(f"{s.upper():>7}" for s in _SCORES)) * len(splits)
-        )
+    if not splits:
+        cells = [f"{name:<{width}}  {_cell(values[0]):>9}" for name, values in rows]
+        return "\n".join([*lines, f"{'':<{width}}  agreement", *cells])
+    lines += _heads(width, splits)
     for name, values in rows:
-        cells = [f"{_cell(value):>7}" for value in values]
-        parts = ["".join(cells[i : i + len(_SCORES)]) for i in range(0, len(cells), len(_SCORES))]
-        lines.append(f"{name:<{width}}" + "".join(f"  {part}" for part in parts))
+        groups = [values[i : i + len(_SCORES)] for i in range(0, len(values), len(_SCORES))]
+        lines.append(f"{name:<{width}}" + _groups(groups))
     return "\n".join(lines)
+
+
+def _heads(width: int, splits: Sequence[str]) -> list[str]:
+    """The two lines above a table: splits, and scores in each."""
+    gap, cell = _layout(len(splits))
+    over = "".join(f"{gap}{split:^{cell * len(_SCORES)}}" for split in splits)
+    return [
+        (" " * width + over).rstrip(),
+        " " * width + _groups([[s.upper() for s in _SCORES]] * len(splits)),
+    ]
+
+
+def _groups(groups: Sequence[Sequence[Any]]) -> str:
+    """The scores of each split, as a part of a line."""
+    gap, cell = _layout(len(groups))
+    texts = ([_cell(value) for value in each] for each in groups)
+    # The sign of an ARI just below 0 takes the place of its first digit where there is no other.
+    return "".join(
+        gap + "".join(f"{t if len(t) < cell else t.replace('-0', '-'):>{cell}}" for t in each)
+        for each in texts
+    )
+
+
+def _layout(splits: int) -> tuple[str, int]:
+    """What stands between splits, and how wide a score is: three splits fit in 80 columns too."""
+    return ("  ", 7) if splits < 3 else (" ", 6)
 
 
 def to_json(results: Mapping[str, Any]) -> str:
@@ -368,41 +395,33 @@ def _headline(results: Mapping[str, Any]) -> str:
         parts.append(f"{same} the same as another")
     if "total" in results["seconds"]:
         restarted = " since the restart" if results["seconds"].get("resumed") else ""
-        parts.append(f"{results['seconds']['total']:.0f} s{restarted} on {results['device']}")
-    return ", ".join(parts)
+        parts.append(f"{duration(results['seconds']['total'])}{restarted} on {results['device']}")
+    return textwrap.fill(", ".join(parts), _COLUMNS, break_on_hyphens=False)
 
 
 def _score_lines(results: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
     """Formats methods against scores; a dash stands where a method has none."""
     tasks = results["tasks"]
     members = results["ensemble"].get("members")
-    voters = f" ({len(members)} of {len(tasks)})" if members else ""
+    voters = f", {len(members)}/{len(tasks)}" if members else ""
     rows: list[tuple[str, Mapping[str, Any]]] = [(f"HUME ensemble{voters}", results["ensemble"])]
     for key, name, _ in LABEL_FREE:
         index = best_task(tasks, key)
         if index is not None:
-            rows.append((f"best task by {name}", tasks[index]))
+            rows.append((f"best task, {name}", tasks[index]))
     if len(tasks) > 1:
         rows.append(("tasks, mean", _over_tasks(tasks, splits, np.mean)))
-        rows.append(("tasks, standard deviation", _over_tasks(tasks, splits, _deviation)))
+        rows.append(("tasks, std. deviation", _over_tasks(tasks, splits, _deviation)))
     rows += [
         (name, results["baselines"][key])
         for key, name in BASELINES.items()
         if key in results["baselines"]
     ]
     width = max(len(name) for name, _ in rows)
-    group = 7 * len(_SCORES)
-    heads = "".join(f"{score.upper():>7}" for score in _SCORES)
-    lines = [
-        (" " * width + "".join(f"  {split:^{group}}" for split in splits)).rstrip(),
-        " " * width + f"  {heads}" * len(splits),
-    ]
+    lines = _heads(width, splits)
     for name, entry in rows:
-        cells = (
-            "".join(f"{_cell(entry.get(split, {}).get(score)):>7}" for score in _SCORES)
-            for split in splits
-        )
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell}" for cell in cells))
+        scores = [[entry.get(split, {}).get(score) for score in _SCORES] for split in splits]
+        lines.append(f"{name:<{width}}" + _groups(scores))
     return lines
 
 
@@ -411,10 +430,10 @@ def _label_free_lines(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     for key, name, _ in LABEL_FREE:
         index = best_task(tasks, key)
         if index is not None:
-            rows.append((f"best task by {name}", tasks[index]))
+            rows.append((f"best task, {name}", tasks[index]))
     keys = [key for key, _, _ in LABEL_FREE] + ["n_classes_used"]
     if len(tasks) > 1:
-        for name, measure in (("mean", np.mean), ("standard deviation", _deviation)):
+        for name, measure in (("mean", np.mean), ("std. deviation", _deviation)):
             values = {key: [t[key] for t in tasks if t.get(key) is not None] for key in keys}
             rows.append(
                 (f"tasks, {name}", {key: float(measure(v)) for key, v in values.items() if v})
@@ -463,7 +482,7 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: float | str | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

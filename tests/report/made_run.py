@@ -64,6 +64,8 @@ def make(
         ensemble={
             "members": list(range(tasks)),
             "vote": "hard",
+            "objective": 0.2,
+            "cv_accuracy": 0.95,
             "agreement": 0.9,
             **results.score_splits({s: p.vote.labels for s, p in parts.items()}, given, "ensemble"),
         },

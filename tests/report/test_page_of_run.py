@@ -17,7 +17,9 @@ from hume_jax.representations import store
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 QUICKSTART = pathlib.Path(pipeline.__file__).parent / "data" / "quickstart"
-ROWS = {"train": 300, "test": 100}
+# The shapes of tests/test_pipeline.py, whose compiled programs this shares.
+K, COLUMNS, TASKS = 4, 16, 3
+ROWS = {"train": 401, "test": 100}
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +28,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> config_dict.ConfigDict:
     base = tmp_path_factory.mktemp("arrays")
     config = config_lib.load("configs/testing.py")
     for split, n in ROWS.items():
+        kept = np.flatnonzero(np.load(QUICKSTART / f"labels_{split}.npy") < K)[:n]
         for field in ("phi1", "phi2", "labels"):
-            array = np.load(QUICKSTART / f"{field}_{split}.npy")[:n, ...]
-            np.save(base / f"{field}_{split}.npy", array[:, :32] if array.ndim == 2 else array)
+            array = np.load(QUICKSTART / f"{field}_{split}.npy")[kept]
+            np.save(base / f"{field}_{split}.npy", array[:, :COLUMNS] if array.ndim == 2 else array)
             config.data[split][field] = str(base / f"{field}_{split}.npy")
         texts = [made_run.HOSTILE, *(f"{split} text {i}" for i in range(1, n))]
         (base / f"{split}.json").write_text(json.dumps(texts))
         config.data[split].samples = str(base / f"{split}.json")
-    config.update({"report": True, "plots": False, "baselines": False, "n_tasks": 3})
-    config.update_from_flattened_dict({"search.steps": 4, "score.rows": 100})
+    config.update({"report": True, "plots": False, "baselines": False})
+    sizes = {"search.subset_size": 1000, "score.rows": 300, "ensemble.fraction": 1.0}
+    config.update_from_flattened_dict({"n_classes": K, "n_tasks": TASKS, **sizes})
     return config
 
 
@@ -54,7 +58,7 @@ def test_run_writes_its_page_and_texts(
     counts = run.arrays["counts"]
     for i, split in enumerate(("train", "test")):
         own = [int(row["label"]) for row in rows if row["split"] == split]
-        np.testing.assert_array_equal(counts[i], np.bincount(own, minlength=10))
+        np.testing.assert_array_equal(counts[i], np.bincount(own, minlength=K))
     assert run.results == json.loads(json.dumps(returned))
 
     # A page that cannot be drawn costs no results.
@@ -80,4 +84,4 @@ def test_samples_that_do_not_fit_are_told_by_the_headers(
         store.check_headers(wrong.data, 10, "inductive")
     wrong.data.test.update({"phi1": "", "phi2": "", "labels": ""})
     with pytest.raises(UserError, match=r"data.test.phi1' is not given"):
-        store.check_headers(wrong.data, 10, "inductive")
+        store.check_headers(wrong.data, K, "inductive")

@@ -268,29 +268,29 @@ def test_labels_csv_refuses_columns_of_different_lengths() -> None:
 def test_table_shows_methods_against_scores() -> None:
     run = make_run()
     lines = results.table(run).splitlines()
-    assert lines[0] == "inductive, 5 classes, 6 tasks, 83 s on cpu"
+    assert lines[0] == "inductive, 5 classes, 6 tasks, 1 min 23 s on cpu"
     assert lines[2].split() == ["train", "test"]
     assert lines[3].split() == ["ACC", "ARI", "NMI"] * 2
-    names = [line[:26].strip() for line in lines[4:14]]
+    names = [line[:23].strip() for line in lines[4:14]]
     assert names == [
-        "HUME ensemble (3 of 6)",
-        "best task by objective",
-        "best task by cv accuracy",
-        "best task by agreement",
+        "HUME ensemble, 3/6",
+        "best task, objective",
+        "best task, cv accuracy",
+        "best task, agreement",
         "tasks, mean",
-        "tasks, standard deviation",
+        "tasks, std. deviation",
         "k-means, phi1",
         "k-means, phi2",
         "supervised probe, phi1",
         "supervised probe, phi2",
     ]
-    figures = lines[4][26:].split()
+    figures = lines[4][23:].split()
     expected = [run["ensemble"][split][s] for split in ("train", "test") for s in metrics_order()]
     assert figures == [f"{value:.3f}" for value in expected]
     accuracies = [task["test"]["acc"] for task in run["tasks"]]
-    assert lines[8][26:].split()[3] == f"{np.mean(accuracies):.3f}"
-    assert lines[9][26:].split()[3] == f"{np.std(accuracies, ddof=1):.3f}"
-    assert lines[12][26:].split()[:3] == ["-", "-", "-"]
+    assert lines[8][23:].split()[3] == f"{np.mean(accuracies):.3f}"
+    assert lines[9][23:].split()[3] == f"{np.std(accuracies, ddof=1):.3f}"
+    assert lines[12][23:].split()[:3] == ["-", "-", "-"]
     assert lines[15] == "correlation with ACC on test over 6 tasks:"
     assert lines[16].split()[:2] == ["objective", "Pearson"]
     assert max(map(len, lines)) <= 80
@@ -304,7 +304,52 @@ def metrics_order() -> tuple[str, ...]:
 def test_table_of_a_transductive_run_has_the_union() -> None:
     lines = results.table(make_run(setting="transductive")).splitlines()
     assert lines[2].split() == ["train", "test", "all"]
-    assert len(lines[4][26:].split()) == 9
+    assert len(lines[4][23:].split()) == 9
+
+
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_summary_of_a_large_run_fits_a_screen(setting: str, labelled: bool) -> None:
+    """80 columns and 24 lines, with the two that the command adds and that of the prompt."""
+    run = make_run(150, 100, labelled, setting)
+    for i in range(40):
+        run["tasks"][i]["collapsed"] = True
+    run["duplicates"] = [[50, 51, 52], [60, 61]]
+    run["seconds"] = {"total": 123456.0, "resumed": True}
+    run["device"] = "8 NVIDIA H100 80GB HBM3"
+    run["ensemble"]["members"] = list(range(50))
+    if labelled:
+        run["ensemble"]["train"] |= {"acc": 0.006667, "ari": -0.0012, "nmi": 0.2}
+    lines = results.table(run).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) + 3 <= 24
+    assert ", ".join(lines[:2]).count("5 the same as another") == 1
+    if labelled:
+        (ensemble,) = (line for line in lines if line.startswith("HUME ensemble"))
+        ari = "-.001" if setting == "transductive" else "-0.001"
+        assert ensemble.split()[3:6] == ["0.007", ari, "0.200"]
+
+
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("seeds", [3, 14, 60])
+def test_the_summary_of_many_seeds_fits_a_screen(setting: str, labelled: bool, seeds: int) -> None:
+    runs = [make_run(4, 2, labelled, setting) for _ in range(2)] * (seeds // 2 + 1)
+    for run in runs:
+        run["ensemble"]["agreement"] = 0.75
+    found = results.over_seeds(runs[:seeds], range(seeds), "ab")
+    lines = results.seeds_table(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) + 3 <= 24
+    assert lines[0] == f"{setting}, 4 classes, {seeds} seeds"
+    names = [line[:18].strip() for line in lines[-4:]]
+    assert names[2:] == ["mean", "standard deviation"]
+    assert names[:2] == (
+        ["lowest", "highest"] if seeds == 60 else [f"seed {seeds - 2}", f"seed {seeds - 1}"]
+    )
+    if labelled:
+        mean = found["ensemble"]["train"]["acc"]["mean"]
+        assert lines[-2].split()[1] == f"{mean:.3f}"
 
 
 def test_table_without_labels_shows_label_free_scores() -> None:
@@ -313,7 +358,7 @@ def test_table_without_labels_shows_label_free_scores() -> None:
     assert "ACC" not in text
     lines = text.splitlines()
     assert lines[2].split() == ["objective", "cv", "accuracy", "agreement", "classes"]
-    assert lines[3].startswith("best task by objective")
+    assert lines[3].startswith("best task, objective")
     assert lines[3].split()[-4:] == [
         f"{run['tasks'][0]['objective']:.3f}",
         "0.975",

@@ -138,17 +138,13 @@ def _scores(pair: Pair) -> Table:
 
     def column(run: Run) -> dict[str, float | None]:
         tasks, ensemble = run.results["tasks"], run.results["ensemble"]
-        values = {
-            key: [t[key] for t in tasks if t.get(key) is not None]
-            for key in ("objective", "cv_accuracy")
-        }
         found: dict[str, float | None] = {
             "Classes asked for": run.n_classes,
             "Classes in use": int(np.count_nonzero(distrust.class_sizes(run))),
             "Rows searched": int(distrust.class_sizes(run).sum()),
             "Tasks": len(tasks),
-            "Lowest objective (lower is better)": min(values["objective"], default=None),
-            "CV accuracy, median (higher is better)": _median(values["cv_accuracy"]),
+            "Objective of the vote (lower is better)": ensemble.get("objective"),
+            "CV accuracy of the vote (higher is better)": ensemble.get("cv_accuracy"),
             "Agreement of the tasks (higher is better)": distrust.task_agreement(run),
             "Smallest class": int(distrust.class_sizes(run).min()),
             "Largest class": int(distrust.class_sizes(run).max()),
@@ -165,10 +161,6 @@ def _scores(pair: Pair) -> Table:
     rows = [[name, _short(a.get(name)), _short(b.get(name))] for name in {**a, **b}]
     headings = [Column("Figure"), Column("A", "s"), Column("B", "s")]
     return table("scores-table", "Figures of both runs.", headings, rows)
-
-
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None
 
 
 def _short(value: float | None) -> str | None:

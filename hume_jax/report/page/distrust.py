@@ -29,7 +29,17 @@ class Finding(NamedTuple):
 
 def findings(run: Run) -> list[Finding]:
     """All that speaks against a run, warnings first."""
-    checks = (_tasks, _generalisation, _classes, _sizes, _same_tasks, _rough, _rows, _prior)
+    checks = (
+        _stopped,
+        _tasks,
+        _generalisation,
+        _classes,
+        _sizes,
+        _same_tasks,
+        _rough,
+        _rows,
+        _prior,
+    )
     found = [finding for check in checks for finding in check(run)]
     return sorted(found, key=lambda finding: finding.level != "warning")
 
@@ -53,12 +63,24 @@ def task_agreement(run: Run) -> float | None:
 
 
 def above_chance(run: Run) -> float | None:
-    """Cross-validated accuracy of the median task, from 0 (chance) to 1."""
-    scores = [t["cv_accuracy"] for t in run.results["tasks"] if t.get("cv_accuracy") is not None]
-    if not scores:
-        return None
+    """Cross-validated accuracy of the vote, from 0 (chance) to 1."""
+    accuracy = run.results["ensemble"].get("cv_accuracy")
     chance = 1 / run.n_classes
-    return float((np.median(scores) - chance) / (1 - chance))
+    return None if accuracy is None else float((accuracy - chance) / (1 - chance))
+
+
+def _stopped(run: Run) -> list[Finding]:
+    stopped = run.results.get("stopped")
+    if not stopped:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"The search was stopped after step {stopped['steps']} of {stopped['of']}",
+            "The tasks are as they were then; started again, the run goes on from there.",
+            [],
+        )
+    ]
 
 
 def _tasks(run: Run) -> list[Finding]:

@@ -1,15 +1,22 @@
-"""Runs the settings that a config file's `sweep()` lists, each as `python -m hume_jax.main`.
+r"""Runs the settings that a config file's `sweep()` lists, each as `python -m hume_jax.main`.
 
-    python experiments/sweep.py --config=experiments/ablations.py:adjoint --out=runs/adjoint
-    python experiments/sweep.py --config=... --out=runs/adjoint --jobs=4
-    python experiments/sweep.py --config=... --out=runs/adjoint --launch=slurm --jobs=8 \
+    python -m hume_jax.sweep --config=mine.py --out=runs/mine
+    python -m hume_jax.sweep --config=mine.py --out=runs/mine --jobs=4 --config.n_tasks=8
+    python -m hume_jax.sweep --config=mine.py --out=runs/mine --launch=slurm --jobs=8 \
         --sbatch="--partition=gpu --gres=gpu:1 --time=2:00:00"
-    python experiments/sweep.py --config=... --out=runs/adjoint --launch=print
+    python -m hume_jax.sweep --config=mine.py --out=runs/mine --launch=print
+
+A config file that other commands take too, with one more function:
+
+    from hume_jax import config
+
+    def sweep():
+        return config.product({"search.steps": (80, 320), "seed": range(3)})
 
 `sweep()` returns a list of settings, each a mapping of config fields to values (`config.product`
-makes a grid); the key `variant` is what stands after the colon of `--config`. Settings that differ
-in `seed` alone are one run, which searches all of their seeds in one batched program. Fields for
-all of them stand behind a lone `--`; what a setting says itself goes first.
+makes a grid, here of six); the key `variant` is what stands after the colon of `--config`. Settings
+that differ in `seed` alone are one run, which searches all of their seeds in one batched program.
+What a setting says itself goes before the fields of the command line, which are for all of them.
 
 * `--launch=local` runs `--jobs` of them at a time, each on its share of the cores.
 * `--launch=slurm` writes OUT/sweep.sbatch, a job array, and hands it to `sbatch`; given again, it
@@ -38,17 +45,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-import figures
 import numpy as np
+from absl import flags, logging
 
+from hume_jax import command_help, command_line
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 from hume_jax.evaluation import metrics
-from hume_jax.files import atomic_write
+from hume_jax.files import atomic_write, make_folder, read_json
 from hume_jax.progress import count, duration
 from hume_jax.report import results
+from hume_jax.report.tables import spread, write_table
 
 # Longest name of a run's folder.
 _NAME = 100
@@ -85,7 +94,7 @@ class Job(NamedTuple):
         """Whether it is done, with these settings: defaults may have changed since."""
         if not all(path.exists() for path in self.results):
             return False
-        stored = figures.read_json(self.workdir / "results.json").get("config_hash", "")
+        stored = read_json(self.workdir / "results.json").get("config_hash", "")
         return self.config_hash in ("", stored)
 
     @property
@@ -94,22 +103,66 @@ class Job(NamedTuple):
         return self.workdir.with_name(f"{self.workdir.name}.log")
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    figures.add_config(parser)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--table", default="table", help="name of the table and the picture")
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", required=True, help="File that defines sweep(), FILE.py or FILE.py:variant."
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="Folder of the runs.")
+    parser.add_argument("--table", default="table", help="Name of the table and the picture.")
     launches = ("local", "slurm", "print", "table")
-    parser.add_argument("--launch", choices=launches, default="local")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--sbatch", default="", help="options of sbatch, one text")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--launch", choices=launches, default="local", help="Where the runs start, if at all."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time.")
+    parser.add_argument("--sbatch", default="", help="Options of sbatch, as one text.")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line.
+
+    Args:
+      arguments: without the name of the program.
+
+    Returns:
+      The flags, and `fields`: those of the config, `--config.FIELD=VALUE` each.
+
+    Raises:
+      UserError: a flag that there is not, or a value that will not do.
+    """
+    own, fields = _split(arguments)
+    options = _parser().parse_args(own)
+    options.fields = fields
     if options.jobs < 1:
         raise UserError(f"--jobs={options.jobs}: it must be at least 1")
     if not re.fullmatch(r"[\w+-]+", options.table):
         raise UserError(f"--table={options.table}: a name of letters, digits, _, + and -")
     return options
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts the flags of the sweep from the fields of the config."""
+    own: list[str] = []
+    fields: list[str] = []
+    waiting = [argument for argument in arguments if argument != "--"]
+    while waiting:
+        argument = waiting.pop(0)
+        if not re.match(r"--?(no)?config\.", argument):
+            own.append(argument)
+            continue
+        # As other commands take it: the value may be the next argument.
+        if "=" not in argument and waiting and not waiting[0].startswith("-"):
+            argument += f"={waiting.pop(0)}"
+        fields.append(f"-{argument}" if argument[1] != "-" else argument)
+    return own, fields
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
@@ -144,7 +197,7 @@ def _job(
     fields = [*options.fields, *own]
     fields.append(f"--config.seed={seeds[0]}" if len(seeds) == 1 else f"--config.seeds={(*seeds,)}")
     try:
-        config = figures.load_config(spec, fields)
+        config = config_lib.load_resolved(spec, fields)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     workdir = options.out.resolve() / name
@@ -274,7 +327,7 @@ def collect(finished: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
     """
     fields = list(dict.fromkeys(name for job in finished for name in job.setting))
     grid = all(set(job.setting) == set(fields) for job in finished)
-    rows = [(job, [figures.read_json(path) for path in job.results]) for job in finished]
+    rows = [(job, [read_json(path) for path in job.results]) for job in finished]
     splits = [
         s for s in ("all", "train", "test") if any(s in r["ensemble"] for _, f in rows for r in f)
     ]
@@ -296,31 +349,29 @@ def _in_words(setting: Mapping[str, Any]) -> str:
 def _line(job: Job, found: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
     tasks = [each["tasks"] for each in found]
     line = [str(len(found))]
-    line.append(figures.spread([min(t["objective"] for t in each) for each in tasks], 4))
-    line.append(figures.spread([_mean(t["agreement"] for t in each) for each in tasks], 4))
+    line.append(spread([min(t["objective"] for t in each) for each in tasks], 4))
+    line.append(spread([_mean(t["agreement"] for t in each) for each in tasks], 4))
     line.append(_agreement_of_votes([path.with_name("labels.csv") for path in job.results]))
     for split in splits:
         for score in ("acc", "ari", "nmi"):
-            line.append(
-                figures.spread([f["ensemble"].get(split, {}).get(score, np.nan) for f in found])
-            )
+            line.append(spread([f["ensemble"].get(split, {}).get(score, np.nan) for f in found]))
     # Nothing, and no mean of it, where no label was given.
     single = [_mean(t[s]["acc"] for t in each if s in t) for s in splits[:1] for each in tasks]
-    line.append(figures.spread(single))
+    line.append(spread(single))
     # A run that was stopped and went on knows the time of its last process alone.
     took = [each["seconds"] for each in found]
     known = [seconds["search"] for seconds in took if "resumed" not in seconds]
-    line.append(figures.spread(known, 1))
+    line.append(spread(known, 1))
     return line
 
 
 def picture(finished: Sequence[Job]) -> tuple[list[tuple[str, list[float], float]], str]:
-    """A line a setting for `figures.draw_methods`, a dot a seed, and what the axis says.
+    """A line a setting for `plots.draw_methods`, a dot a seed, and what the axis says.
 
     ACC of the votes where labels were given, of rows that no search saw if there are any; the mean
     agreement of the tasks without labels.
     """
-    found = [[figures.read_json(path) for path in job.results] for job in finished]
+    found = [[read_json(path) for path in job.results] for job in finished]
     every = [each for files in found for each in files]
     shown = [s for s in ("test", "train", "all") if all(s in each["ensemble"] for each in every)]
 
@@ -341,7 +392,7 @@ def _agreement_of_votes(files: Sequence[pathlib.Path]) -> str:
     if len(files) < 2:
         return "-"
     votes = [results.read_labels(path, "train") for path in files]
-    return figures.spread(
+    return spread(
         [metrics.clustering_accuracy(a, b) for a, b in itertools.combinations(votes, 2)], 4
     )
 
@@ -355,8 +406,10 @@ def report(all_jobs: Sequence[Job], out: pathlib.Path, name: str = "table") -> s
     finished = [job for job in all_jobs if job.finished]
     text = ""
     if finished:
-        text = figures.write_table(out, *collect(finished), name=name)
-        figures.draw_methods(out / f"{name}.png", *picture(finished))
+        text = write_table(out, *collect(finished), name=name)
+        from hume_jax.report.plots import draw_methods  # with matplotlib, which takes its time
+
+        draw_methods(out / f"{name}.png", *picture(finished))
     missing = [f"* {job.name}: {_last_line(job)}" for job in all_jobs if not job.finished]
     if missing:
         text += f"\n\nnot finished, {len(missing)} of {count(len(all_jobs), 'run')}:\n"
@@ -376,7 +429,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.launch == "print":
         print("\n".join(shlex.join(job.command) for job in waiting))
         return 0
-    figures.make_folder(options.out)
+    make_folder(options.out)
     if options.launch == "slurm" and waiting:
         submit(waiting, options)
     elif options.launch == "local":
@@ -385,6 +438,15 @@ def main(arguments: Sequence[str]) -> int:
     return int(options.launch == "local" and not all(job.finished for job in all_jobs))
 
 
+def run() -> None:
+    """`python -m hume_jax.sweep`."""
+    if command_line.helped(sys.modules[__name__], lambda: command_help.of_parser(_parser())):
+        return
+    # The log of what it draws with waits for absl's flags, of which it has none of its own.
+    flags.FLAGS.mark_as_parsed()
+    logging.use_absl_handler()
+    sys.exit(command_line.guarded(main)(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    with figures.one_line_errors():
-        sys.exit(main(sys.argv[1:]))
+    run()

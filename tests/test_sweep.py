@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 
 from hume_jax import config as config_lib
+from hume_jax import sweep
 from hume_jax.errors import UserError
 from hume_jax.report import results
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 import ablations  # noqa: E402
-import figures  # noqa: E402
-import sweep  # noqa: E402
 
 # A run of the launcher whose work is to write results.json, slowly, or to fail.
 STUB = """
@@ -96,7 +95,7 @@ def test_seeds_of_one_setting_are_one_run(tmp_path: pathlib.Path) -> None:
         tmp_path,
         'config_lib.product({"inner.adjoint": ("implicit", "first_order"), "seed": (3, 1, 4)})',
     )
-    found = sweep.jobs(parsed(file, tmp_path, "--", "--config.n_tasks=2"))
+    found = sweep.jobs(parsed(file, tmp_path, "--config.n_tasks=2"))
     assert [job.name for job in found] == ["inner.adjoint=implicit", "inner.adjoint=first_order"]
     assert [job.seeds for job in found] == [(3, 1, 4)] * 2
     assert found[1].command[1:] == (
@@ -113,9 +112,9 @@ def test_seeds_of_one_setting_are_one_run(tmp_path: pathlib.Path) -> None:
 
 def test_a_setting_goes_before_what_is_asked_for_all(tmp_path: pathlib.Path) -> None:
     file = config_file(tmp_path, '[{"n_tasks": 3}, {"seed": 1}]')
-    found = sweep.jobs(parsed(file, tmp_path, "--", "--config.n_tasks=2"))
+    found = sweep.jobs(parsed(file, tmp_path, "--config.n_tasks=2"))
     fields = [[text for text in job.command if text.startswith("--config.")] for job in found]
-    assert [figures.load_config(file, given).n_tasks for given in fields] == [3, 2]
+    assert [config_lib.load_resolved(file, given).n_tasks for given in fields] == [3, 2]
 
 
 def test_settings_without_fields_or_with_a_variant(tmp_path: pathlib.Path) -> None:
@@ -147,7 +146,7 @@ def test_a_factor_of_the_ablations_is_a_sweep(tmp_path: pathlib.Path) -> None:
     every = sweep.jobs(parsed("experiments/ablations.py:all", tmp_path))
     assert len({job.name for job in every}) == len(every) > 30
     held_out = sweep.jobs(parsed("experiments/ablations.py:changes,held_out", tmp_path))
-    config = figures.load_config("experiments/ablations.py:changes,held_out")
+    config = config_lib.load_resolved("experiments/ablations.py:changes,held_out")
     assert config.data.test.phi1 == "runs/held_out/effnet_lite0_test.npy"
     assert "--config=experiments/ablations.py:changes,held_out" in held_out[0].command
     # The last of the changes are the defaults.
@@ -201,7 +200,7 @@ def test_the_seeds_of_a_sweep_are_its_own(tmp_path: pathlib.Path) -> None:
     file = config_file(tmp_path, "[{}]")
     for field in ("--config.seed=7", "--config.seeds=(0,1)"):
         with pytest.raises(UserError, match="the seeds of a sweep are those that its settings"):
-            sweep.jobs(parsed(file, tmp_path, "--", field))
+            sweep.jobs(parsed(file, tmp_path, field))
 
 
 def test_ablations_on_arrays_that_are_made_first(tmp_path: pathlib.Path) -> None:
@@ -360,8 +359,8 @@ def test_a_killed_launcher_goes_on_where_it_was(number: int, tmp_path: pathlib.P
     """Told to end, which it sees to; and killed at once with all it started, as a machine does."""
     script = tmp_path / "launch.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT / 'tests/experiments')!r}]\n"
-        "import pathlib, test_sweep, sweep\n"
+        f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]\n"
+        "import pathlib, test_sweep\nfrom hume_jax import sweep\n"
         f"out = pathlib.Path({str(tmp_path)!r})\n"
         "seconds = float(sys.argv[1])\n"
         "jobs = [test_sweep.stub(out, 'a'), test_sweep.stub(out, 'b', seconds=seconds)]\n"
@@ -485,8 +484,8 @@ def test_a_sweep_of_real_runs(tmp_path: pathlib.Path) -> None:
     file = config_file(
         tmp_path, 'config_lib.product({"search.steps": (4, 6), "seed": (0, 1)}) + [{"n_tasks": 3}]'
     )
-    command = [sys.executable, "experiments/sweep.py", f"--config={file}", f"--out={tmp_path}/runs"]
-    command += ["--jobs=2", "--", "--noconfig.plots", "--noconfig.baselines"]
+    command = [sys.executable, "-m", "hume_jax.sweep", f"--config={file}", f"--out={tmp_path}/runs"]
+    command += ["--jobs=2", "--noconfig.plots", "--noconfig.baselines"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with (tmp_path / "runs" / "table.csv").open() as table:
