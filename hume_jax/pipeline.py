@@ -226,6 +226,8 @@ class _Run:
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
         self.bounded = False  # whether memory has no room for copies of the rows
+        # Beside files, not beside arrays in memory, stands what made them.
+        self.in_files = bool(config.data.train.phi1)
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
         self.prior = planning.class_prior(config)
@@ -454,8 +456,7 @@ class _Run:
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )
-        # Arrays in memory have no files, of which it would be told what made them.
-        if self.config.data.train.phi1:
+        if self.in_files:
             made = prediction.encoders_of(self.config.data)
             self.folder.write_json(prediction.ENCODERS, made)
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
@@ -483,7 +484,7 @@ class _Run:
             if given:
                 known = samples.open_samples(given)
                 (images if known.texts is None else texts)[name] = known.names
-            elif encoded := table.names((*split.phi1.paths, *split.phi2.paths)):
+            elif self.in_files and (encoded := table.names((*split.phi1.paths, *split.phi2.paths))):
                 images[name] = encoded
         return images, texts
 
