@@ -105,6 +105,44 @@ def run(main: Callable[[list[str]], None], sections: Collection[str] | None = No
     app.run(guarded(main), flags_parser=guarded(parse_flags))
 
 
+def run_plain(main: Callable[[list[str]], None]) -> None:
+    """Runs a command that takes no config, or prints its help where that is asked for.
+
+    Args:
+      main: it is given what is left once the flags are read, which may stand before them.
+    """
+    module = sys.modules[main.__module__]
+    if helped(module, lambda: command_help.of_module(module), ()):
+        return
+    hush_backends()
+    app.run(guarded(main), flags_parser=guarded(parse_plain))
+
+
+def parse_plain(argv: list[str]) -> list[str]:
+    """Reads the flags of a command that takes no config, which may stand behind other arguments.
+
+    Args:
+      argv: the command line, as in `sys.argv`.
+
+    Returns:
+      What is left of it, the name of the program first.
+
+    Raises:
+      UserError: an unknown flag, or a value that is not of its type.
+    """
+    # They are known, since this module is there, but nobody would look at them.
+    others = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])}
+    for arg in argv:
+        if (match := re.match(r"--?(\w+)", arg)) and match[1] in others:
+            raise UserError(f"unknown command line flag {match[1]!r}")
+    FLAGS.set_gnu_getopt()
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        text = str(error)
+        raise UserError(text[:1].lower() + text[1:]) from error
+
+
 def helped(
     module: types.ModuleType,
     options: Callable[[], list[command_help.Option]],

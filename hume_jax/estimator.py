@@ -34,19 +34,13 @@ from hume_jax import labelling, pipeline, progress
 from hume_jax.config_checks import LAST_SEED
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
+from hume_jax.prediction import SPACES
 from hume_jax.representations import in_memory
 
 # What a file of `save` holds beside the model.
 _FITTED = ("labels_", "agreement_", "margin_", "tasks_")
 _NUMBERS = ("score_", "objective_", "seed_")
 _FORMAT = 1
-# Of each `spaces`, which of phi1 and phi2 the task encoders read.
-_READS = {
-    "given": ("phi1",),
-    "both": ("phi1", "phi2"),
-    "first": ("phi1",),
-    "second": ("phi2",),
-}
 # Fields that have a parameter of their own, or that a fit has no use for.
 _TAKEN = {
     "n_classes": "n_classes",
@@ -249,7 +243,7 @@ class HUME(ClusterMixin, BaseEstimator):
             self.results_ = pipeline.run(config, folder, dataset=dataset, interruptible=True)
             model = labelling.read(folder / "model.npz")
         given = {"phi1": first, "phi2": second}
-        read = [array for name in _READS[self.spaces] for array in given[name]]
+        read = [array for name in SPACES[self.spaces] for array in given[name]]
         tasks = labelling.encode(model.theta, read, model.statistics, model.kind)
         vote = labelling.vote(model, tasks)
         ensemble = self.results_["ensemble"]
@@ -322,7 +316,7 @@ class HUME(ClusterMixin, BaseEstimator):
         given = {"phi1": phi1, "phi2": phi2}
         arrays: list[np.ndarray] = []
         names: list[str] = []
-        for name in _READS[self.spaces]:
+        for name in SPACES[self.spaces]:
             if given[name] is None:
                 raise UserError(
                     f"{name} is not given, which the task encoders of spaces={self.spaces!r} read: "

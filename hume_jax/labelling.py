@@ -7,7 +7,7 @@ search; what a run writes for its own rows comes from the same functions.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +203,7 @@ def _renumbered(model: Model, order: np.ndarray) -> Model:
     return model._replace(tables=model.tables[:, order][:, :, order], weights=model.weights[order])
 
 
-def read(path: str | os.PathLike[str]) -> Model:
+def read(path: str | os.PathLike[str] | IO[bytes]) -> Model:
     """Reads the model of a finished run from its file, `model.npz`."""
     with np.load(path, allow_pickle=False) as arrays:
         return from_arrays(arrays)

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import labelling, parallel, planning, rows, scoring, search_loop
+from hume_jax import labelling, parallel, planning, prediction, rows, scoring, search_loop
 from hume_jax.core import aggregate
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
@@ -453,6 +453,10 @@ class _Run:
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )
+        # Arrays in memory have no files, of which it would be told what made them.
+        if self.config.data.train.phi1:
+            made = prediction.encoders_of(self.config.data)
+            self.folder.write_json(prediction.ENCODERS, made)
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
         self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
         if self.config.plots:

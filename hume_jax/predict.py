@@ -1,7 +1,7 @@
 r"""Labels rows that come later, by the vote of a finished run.
 
-    python -m hume_jax.predict --run=WORKDIR --phi1=new_phi1.npy --phi2=new_phi2.npy --out=labels.csv
-    python -m hume_jax.predict --run=WORKDIR --images=new_photos --out=labels.parquet
+    python -m hume_jax.predict --run=WORKDIR --phi1=a.npy --phi2=b.npy --out=labels.csv
+    python -m hume_jax.predict --run=WORKDIR --images=photos --out=labels.parquet
 
 Which spaces it asks for is a matter of the run: both, or phi1 or phi2 alone (`search.spaces`). A
 flag is given again for each further file of a space, in the order of the run's config. Images (a
@@ -11,11 +11,11 @@ folder, .tar, .zip or tfds:NAME/SPLIT) pass through the encoders that the run's 
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from hume_jax import command_line, prediction
 from hume_jax.errors import UserError
-from hume_jax.files import check_writable
+from hume_jax.files import make_folder
 
 _RUN = flags.DEFINE_string("run", "", "Folder of a finished run, may be gs://...")
 _PHI1 = flags.DEFINE_multi_string("phi1", [], "Array of the rows to label; once for each file.")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         raise UserError("no run: give --run=WORKDIR, the folder of a finished run")
     out = Path(_OUT.value).expanduser()
     prediction.check_format(out)
-    check_writable(out, "--out")
+    make_folder(out.parent)
     finished = prediction.open_run(_RUN.value)
     rows = prediction.open_rows(finished, _files(finished), _IMAGES.value)
     labels = prediction.label(finished, rows)
@@ -71,7 +71,7 @@ def _files(finished: prediction.Run) -> Sequence[str]:
 
 def run() -> None:
     """`python -m hume_jax.predict`."""
-    app.run(command_line.guarded(main), flags_parser=command_line.guarded(command_line.plain_flags))
+    command_line.run_plain(main)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from ml_collections import config_dict
 
 from hume_jax import config as config_lib
 from hume_jax import labelling
@@ -17,7 +16,7 @@ from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.progress import rows_progress
 from hume_jax.representations import store
-from hume_jax.representations.arrays import formats, headers, side_file
+from hume_jax.representations.arrays import checks, formats, headers, side_file
 from hume_jax.representations.arrays.kept import Array, less
 from hume_jax.representations.images import table
 from hume_jax.workdir import placed
@@ -99,13 +98,18 @@ def open_run(place: str) -> Run:
     files = {name: folder / name for name in ("config.json", MODEL, "results.json", ENCODERS)}
     if not files["config.json"].exists():
         raise UserError(f"--run={place} is not the folder of a run: it has no config.json")
+    config = json.loads(files["config.json"].read_text())
+    if config["seeds"]:
+        parts = " or ".join(f"--run={place}/seed_{seed}" for seed in config["seeds"])
+        raise UserError(
+            f"the run in {place} has several seeds, each with labels of its own: {parts}"
+        )
     for name in (MODEL, "results.json"):
         if not files[name].exists():
             raise UserError(
                 f"the run in {place} is not finished, it has no {name}: the command that began it "
                 "goes on with it"
             )
-    config = json.loads(files["config.json"].read_text())
     model = labelling.read(io.BytesIO(files[MODEL].read_bytes()))
     # Runs of before there was such a file named theirs in the config alone.
     known = files[ENCODERS].exists()
@@ -129,7 +133,7 @@ def open_rows(run: Run, files: Sequence[str], images: str = "") -> Rows:
         files = _encoded(run, images)
     stored = [formats.open_header(file) for file in files]
     for file, array in zip(files, stored, strict=True):
-        store.check_space(file, array)
+        checks.check_space(store.find_array(file), array)
     found = [store.find_array(file) for file in files]
     left_out = np.unique([row for f in found for row, _ in side_file.broken(f)]).astype(np.int64)
     total = stored[0].shape[0]
@@ -192,8 +196,7 @@ def check_format(out: Path) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f'--out={out} needs pyarrow ({error}): pip install "hume_jax[arrays]", or '
-                "FILE.csv"
+                f'--out={out} needs pyarrow ({error}): pip install "hume_jax[arrays]", or FILE.csv'
             ) from error
 
 

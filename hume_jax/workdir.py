@@ -41,6 +41,7 @@ _OWN_FILES = (
     "scores.npz",
     "vote_scores.npz",
     "model.npz",
+    "encoders.json",
     "baselines.npz",
     "labels.csv",
     "curves.png",
