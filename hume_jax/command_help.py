@@ -151,8 +151,10 @@ def _of_flag(flag: flags.Flag[Any]) -> Option:
         form = f"={'|'.join(flag.parser.enum_values)}"
     else:
         form = f"={_form({'int': int, 'float': float}.get(flag.flag_type(), str))}"
-    # absl puts the choices before what it is given as help, and behind it that a flag may repeat.
-    text = re.sub(r"^<[^>]*>: ", "", flag.help or "").replace(".; repeat", "; repeat")
+    # absl puts the choices before what it is given as help, and a sentence on lists behind it.
+    text = re.sub(
+        r"^<[^>]*>: |;\s+repeat this option to specify a list of values$", "", flag.help or ""
+    )
     return Option(f"--{flag.name}{form}", _with_default(text, flag.default))
 
 

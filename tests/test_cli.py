@@ -177,7 +177,7 @@ def test_defaults_that_say_nothing_are_left_out():
     flags.DEFINE_enum("kind", "a", ["a", "b"], "Which one.", flag_values=values)
     texts = [tuple(command_help._of_flag(values[name])) for name in ("several", "number", "kind")]
     assert texts == [
-        ("--several=VALUE", "Each once; repeat this option to specify a list of values"),
+        ("--several=VALUE", "Each once."),
         ("--number=N", "From 0."),
         ("--kind=a|b", "Which one (default: a)."),
     ]
