@@ -74,9 +74,9 @@ class HUME(ClusterMixin, BaseEstimator):
       preset: 'fast' or 'paper', which fills every field that nothing else sets.
       config: further fields by their dotted names, as `{"search.steps": 160}`; configs/common.py
         lists them all.
-      workdir: folder of the run, kept; a fit that was stopped goes on from it when it is called
-        again with the same data and parameters, one that is finished is read back. None: a
-        temporary one, which is deleted.
+      workdir: folder of the run, kept, with its page, report.html; a fit that was stopped goes on
+        from it when it is called again with the same data and parameters, one that is finished is
+        read back. None: a temporary one, which is deleted.
       verbose: whether progress is shown.
 
     Attributes:
@@ -282,6 +282,8 @@ class HUME(ClusterMixin, BaseEstimator):
             "ensemble.vote": self.vote,
             "preset": self.preset,
             "plots": False,
+            # For people who look into the folder.
+            "report": self.workdir is not None,
             "baselines": False,
         }
         if self.n_tasks is not None:
