@@ -102,7 +102,7 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """Runs `configs/testing.py` on the small arrays, with further fields."""
 
     def run(
-        variant: str = "", fields: dict[str, Any] | None = None, read: bool = True, name: str = ""
+        variant: str = "", fields: dict[str, Any] | None = None, read: bool = True, kept: str = ""
     ) -> Any:
         config = config_lib.load(f"configs/testing.py:{variant}")
         for split in ("train", "test"):
@@ -118,7 +118,7 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
                 section = section[part]
             section[last] = value
         # A name is for a folder that is gone on with.
-        path = folder / name if name else tmp_path_factory.mktemp("runs") / "run"
+        path = folder / kept if kept else tmp_path_factory.mktemp("runs") / "run"
         pipeline.run(config, path)
         return finished(path) if read else path
 
@@ -425,9 +425,9 @@ def test_an_estimated_class_prior(search, monkeypatch):
 
     monkeypatch.setattr(search_loop, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        search(fields=fields, name="again")
+        search(fields=fields, kept="again")
     monkeypatch.undo()
-    again = search(fields=fields, name="again")
+    again = search(fields=fields, kept="again")
     assert json.loads((again.path / "class_sizes.json").read_text()) == rounds
     same_search(run, again)
 
