@@ -6,7 +6,7 @@ stored at twice that.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from hume_jax.evaluation.n_classes import Measured, Recommendation, above_chance
 from hume_jax.files import atomic_write
 from hume_jax.report.results import SPLITS, best_task, compared_split, describe
 
@@ -264,6 +265,64 @@ def draw_confusion(
         facts = [] if split is None else [f"ensemble on {split}"]
         facts += [] if accuracy is None else [f"ACC {accuracy:.3f}"]
         axes.set_title(", ".join(facts), loc="left", color=_GREY, fontsize=8.5, pad=8)
+
+
+def draw_numbers_of_classes(
+    path: str | os.PathLike[str],
+    measured: Sequence[Measured],
+    reference: Measured,
+    found: Recommendation,
+) -> None:
+    """Draws each label-free criterion against the number of classes.
+
+    A dot is a task or a pair of tasks, the line their mean.
+
+    Args:
+      path: the PNG file.
+      measured: of each number, ascending.
+      reference: of rows without classes.
+      found: what was recommended.
+    """
+    numbers = [m.n_classes for m in measured]
+    panels: list[tuple[str, Callable[[Measured], np.ndarray]]] = [
+        ("agreement of disjoint halves (ARI)", lambda m: m.across),
+        ("agreement within a half (ARI)", lambda m: m.within),
+        ("CV accuracy above chance", lambda m: above_chance(m.cv_accuracy, m.n_classes)),
+        ("smallest class (1: as large as all)", lambda m: m.smallest),
+    ]
+    title = f"{found.value} classes" if found.value else "no recommendation"
+    with _figure(path, 8.0, 6.0) as figure:
+        grid = figure.subplots(2, 2, sharex=True).ravel()
+        for axes, (name, values) in zip(grid, panels, strict=True):
+            each = [np.ravel(values(m)) for m in measured]
+            x = np.repeat(numbers, [len(v) for v in each])
+            axes.plot(x, np.concatenate(each), "o", color=_BLUE, alpha=0.15, markersize=3)
+            axes.plot(numbers, [v.mean() for v in each], color=_BLUE, linewidth=1.4)
+            axes.set_ylabel(name)
+            axes.set_ylim(min(0.0, *(v.min() for v in each)) - 0.02, 1.04)
+            if found.value:
+                axes.axvline(found.value, color=_ORANGE, linewidth=1.2, zorder=0)
+            if numbers[-1] > 20:
+                axes.set_xscale("log")
+                ticks = [k for k in (2, 3, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= numbers[-1]]
+                axes.set_xticks(ticks, [str(k) for k in ticks])
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+            _frame(axes)
+        height = reference.across.mean()
+        grid[0].plot([reference.n_classes], [height], "x", color=_GREY, markersize=7)
+        grid[0].annotate(
+            "rows without classes",
+            (reference.n_classes, height),
+            xytext=(6, -3),
+            textcoords="offset points",
+            color=_GREY,
+            fontsize=8,
+        )
+        grid[0].set_title(title, loc="left")
+        for axes in grid[2:]:
+            axes.set_xlabel("number of classes K")
 
 
 def _scatter(axes: Axes, tasks: Sequence[Mapping[str, Any]], score: Any) -> None:
