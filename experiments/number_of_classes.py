@@ -1,7 +1,7 @@
 """How often `hume_jax.choose_k` finds the number of classes: draws of classes, hits and misses.
 
     python experiments/number_of_classes.py --out=runs/number_of_classes
-    python experiments/number_of_classes.py --cases imagenette5 --draws 0 --out=runs/number_of_classes
+    python experiments/number_of_classes.py --cases imagenette5 --draws 0 1 --out=runs/some_draws
     python experiments/number_of_classes.py --baselines --out=runs/number_of_classes
     python experiments/number_of_classes.py --summary --out=runs/number_of_classes
 

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hume_jax.core import aggregate
 from hume_jax.evaluation import metrics
@@ -41,8 +40,9 @@ _RESAMPLES = 1000
 _HIDDEN = 0.1
 # The next number of a coarse grid is by this factor larger, from where every number is taken.
 _FACTOR, _DENSE_TO = 1.2, 8
-# Tasks agree on a class if they share at least this much of its rows (Jaccard index).
-_AGREED = 0.5
+# Tasks agree on a class if they share at least this much of its rows (Jaccard index): with the
+# right number of classes all of them did, with most others some did not (docs/choose_k.md).
+_AGREED = 0.7
 
 
 class Measured(NamedTuple):
@@ -61,6 +61,7 @@ class Recommendation(NamedTuple):
 
     value: int | None
     plausible: tuple[int, ...]  # those that hold 95 % of the resamples, ascending
+    shares: dict[int, float]  # of the resamples, of each number that some come to
     confidence: float  # share of the resamples that come to the value, or to the peak without one
     peak: int  # where the agreement of the halves peaks, recommended or not
     agreement: float  # there
@@ -236,7 +237,9 @@ def recommend(
             f"{peak} classes: tasks of disjoint halves agree most on them (ARI {curve[peak]:.3f}); "
             f"{confidence:.0%} of the resamples say so, plausible: {spread}"
         )
-    return Recommendation(value, plausible, confidence, peak, curve[peak], against, reason)
+    numbers, counts = np.unique(chosen, return_counts=True)
+    shares = dict(zip(numbers.tolist(), (counts / len(chosen)).tolist(), strict=True))
+    return Recommendation(value, plausible, shares, confidence, peak, curve[peak], against, reason)
 
 
 def _plausible(chosen: np.ndarray, peak: int) -> tuple[int, ...]:
@@ -303,8 +306,8 @@ def class_agreement(tasks: np.ndarray, labels: np.ndarray, n_classes: int) -> np
     total = np.zeros(n_classes)
     for task in tasks:
         counts = aggregate.contingency(labels, task, n_classes)
-        classes, matched = linear_sum_assignment(counts, maximize=True)
-        shared = counts[classes, matched]
+        matched = aggregate.match(labels, task, n_classes)
+        shared = counts[np.arange(n_classes), matched]
         either = counts.sum(axis=1) + counts.sum(axis=0)[matched] - shared
         total += shared / np.maximum(either, 1)
     return total / len(tasks)
@@ -329,18 +332,19 @@ def unsupported(
     advice = "python -m hume_jax.choose_k looks for the number that the rows support"
     counts = np.bincount(labels, minlength=n_classes)
     least = len(labels) * (1 / n_classes if prior is None else float(np.min(prior))) / 20
-    small = int(np.sum(counts < least))
+    small = counts < least
     warnings = []
-    if small:
+    if np.any(small):
         warnings.append(
-            f"{small} of {n_classes} classes hold no rows or next to none (the smallest "
-            f"{counts.min()}): fewer classes may be right; {advice}"
+            f"{np.sum(small)} of {n_classes} classes hold next to no rows (the smallest "
+            f"{counts.min()} of {len(labels)}): the rows support fewer classes; {advice}"
         )
     if len(tasks) > 1:
-        disagreed = int(np.sum(class_agreement(tasks, labels, n_classes) < _AGREED))
-        if disagreed > small:
+        unlike = (class_agreement(tasks, labels, n_classes) < _AGREED) & ~small
+        if np.any(unlike):
             warnings.append(
-                f"tasks disagree on {disagreed} of {n_classes} classes (each shares less than half "
-                f"of its rows): the rows may support another number of classes; {advice}"
+                f"tasks disagree on {np.sum(unlike)} of {n_classes} classes, whose rows they share "
+                f"by less than {_AGREED:.0%}: these are hard to tell, or the rows support another "
+                f"number of classes; {advice}"
             )
     return warnings
