@@ -62,12 +62,12 @@ class Case(NamedTuple):
 
 CASES = {
     "imagenette3": Case("imagenette", 3, 2560, "2..20"),
-    "imagenette5": Case("imagenette", 5, 4352, "2..20"),
-    "imagenette7": Case("imagenette", 7, 6016, "2..20"),
-    "imagenette10": Case("imagenette", 10, 6016, "2..20"),
-    "clinc20": Case("clinc150", 20, 2400, "2..50"),
-    "clinc50": Case("clinc150", 50, 6000, "2..100"),
-    "gaussian": Case("imagenette", 0, 6016, "2..20"),
+    "imagenette5": Case("imagenette", 5, 3200, "2..20"),
+    "imagenette7": Case("imagenette", 7, 4032, "2..20"),
+    "imagenette10": Case("imagenette", 10, 4032, "2..20"),
+    "clinc20": Case("clinc150", 20, 2400, "2..40"),
+    "clinc50": Case("clinc150", 50, 6000, "2..80"),
+    "gaussian": Case("imagenette", 0, 4032, "2..20"),
     "digits": Case("digits", 10, 1792, "2..20"),
 }
 # The others are no photographs or requests whose classes are to be found.

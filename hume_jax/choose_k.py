@@ -202,41 +202,54 @@ class _Looker:
         self._measured: dict[int, Measured] = {}
 
     def look(self, numbers: Numbers) -> list[Measured]:
-        """Measures the numbers, and those around the peaks if they are to be refined."""
+        """Measures the numbers, those around the peaks if they are to be refined, and those again.
+
+        One pair of halves shows where the peaks are, the others how sure they are.
+        """
         # The largest first: they take longest, so that what is left is not more than is said.
-        self._measure(numbers.first[::-1], "looking at K")
-        while numbers.refined and (more := criteria.refine(self._curve(), *numbers.limits)):
-            self._measure(more[::-1], "looking closer")
-        return [self._measured[k] for k in sorted(self._measured)]
+        self._measure(numbers.first[::-1], 1, "looking at K")
+        while True:
+            more = criteria.refine(self._curve(), *numbers.limits) if numbers.refined else []
+            unsure = [
+                k
+                for k in criteria.contenders(self._curve())
+                if len(self._measured[k].across) < len(self._rows.pairs)
+            ]
+            if more:
+                self._measure(more[::-1], 1, "looking closer")
+            elif unsure:
+                self._measure(unsure[::-1], len(self._rows.pairs), "other halves")
+            else:
+                return [self._measured[k] for k in sorted(self._measured)]
 
     def reference(self, k: int) -> Measured:
         """Measures rows without classes."""
         from hume_jax import halves
 
         dataset = halves.without_classes(self._rows.dataset, self._config.seed)
-        rows = halves.halve(self._config, dataset, len(self._rows.pairs))
-        with self._progress([k], "rows without classes") as progress:
+        rows = halves.halve(self._config, dataset, 1)
+        with self._progress([k], 1, "rows without classes") as progress:
             done = functools.partial(progress.update, _weight(k))
             place = self._folder.path / f"k_{k}_reference"
             return halves.measure(self._of(k), rows, place, done)
 
-    def _measure(self, numbers: Sequence[int], label: str) -> None:
+    def _measure(self, numbers: Sequence[int], pairs: int, label: str) -> None:
         from hume_jax import halves
 
-        with self._progress(numbers, label) as progress:
+        rows = self._rows._replace(pairs=self._rows.pairs[:pairs])
+        with self._progress(numbers, pairs, label) as progress:
             for k in numbers:
                 done = functools.partial(progress.update, _weight(k), K=str(k))
                 place = self._folder.path / f"k_{k}"
-                self._measured[k] = halves.measure(self._of(k), self._rows, place, done)
+                self._measured[k] = halves.measure(self._of(k), rows, place, done)
                 agreement = self._measured[k].across.mean()
                 logging.info("K = %d: disjoint halves agree by %.3f (ARI)", k, agreement)
 
     def _curve(self) -> dict[int, float]:
         return criteria.curve_of(list(self._measured.values()))
 
-    def _progress(self, numbers: Sequence[int], label: str) -> Progress:
-        halves = 2 * len(self._rows.pairs)
-        return Progress(halves * sum(map(_weight, numbers)), label, unit="units")
+    def _progress(self, numbers: Sequence[int], pairs: int, label: str) -> Progress:
+        return Progress(2 * pairs * sum(map(_weight, numbers)), label, unit="units")
 
     def _of(self, k: int) -> config_dict.ConfigDict:
         config = config_dict.ConfigDict(self._config)

@@ -36,7 +36,7 @@ _SURE = 0.5
 # Share of the resamples that the plausible numbers hold.
 _PLAUSIBLE = 0.95
 _RESAMPLES = 1000
-# Peaks this far below the highest may be hidden ones: the numbers around them are looked at.
+# What is this far below the highest peak, or less, may yet be right: it is looked at more closely.
 _HIDDEN = 0.1
 # The next number of a coarse grid is by this factor larger, from where every number is taken.
 _FACTOR, _DENSE_TO = 1.2, 8
@@ -146,16 +146,19 @@ def refine(curve: Mapping[int, float], first: int, last: int) -> list[int]:
       None of those that were looked at; nothing once all neighbours of the peaks were.
     """
     known = sorted(curve)
-    best = max(curve.values())
     wanted = set()
-    for k in peaks(curve):
-        if curve[k] < best - _HIDDEN:
-            continue
+    for k in set(peaks(curve)) & set(contenders(curve)):
         i = known.index(k)
         below = known[i - 1] if i else first - 1
         above = known[i + 1] if i + 1 < len(known) else last + 1
         wanted |= {k - (k - below) // 2, k + (above - k) // 2} - {k}
     return sorted(wanted)
+
+
+def contenders(curve: Mapping[int, float]) -> list[int]:
+    """Numbers of classes that may be right once more is known of them, ascending."""
+    best = max(curve.values())
+    return [k for k in sorted(curve) if curve[k] >= best - _HIDDEN]
 
 
 def peaks(curve: Mapping[int, float]) -> list[int]:
@@ -177,10 +180,7 @@ def curve_of(measured: Sequence[Measured]) -> dict[int, float]:
 
 
 def resampled(measured: Sequence[Measured], seed: int = 0) -> np.ndarray:
-    """Mean agreement of the halves over resamples of pairs of halves and of tasks.
-
-    The pairs are those of all numbers of classes at a time, since these share their halves; tasks
-    are drawn anew for each half and number.
+    """Mean agreement of the halves over resamples of pairs of halves and of the tasks of each.
 
     Args:
       measured: of each number of classes.
@@ -190,13 +190,13 @@ def resampled(measured: Sequence[Measured], seed: int = 0) -> np.ndarray:
       (resamples, len(measured)) float64.
     """
     rng = np.random.default_rng(seed)
-    pairs, tasks, _ = measured[0].across.shape
-    drawn = rng.integers(0, pairs, (_RESAMPLES, pairs, 1, 1))
     found = []
     for m in measured:
+        pairs, tasks, _ = m.across.shape
+        pair = rng.integers(0, pairs, (_RESAMPLES, pairs, 1, 1))
         first = rng.integers(0, tasks, (_RESAMPLES, pairs, tasks, 1))
         second = rng.integers(0, tasks, (_RESAMPLES, pairs, 1, tasks))
-        found.append(m.across[drawn, first, second].mean(axis=(1, 2, 3)))
+        found.append(m.across[pair, first, second].mean(axis=(1, 2, 3)))
     return np.stack(found, axis=1)
 
 
