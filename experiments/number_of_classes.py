@@ -249,7 +249,7 @@ def summary(options: argparse.Namespace) -> str:
             counts = _counts(found, case.classes)
             if name in COUNTED:
                 totals[method] = [a + b for a, b in zip(totals[method], counts, strict=True)]
-            values = ", ".join(str(r["value"] or "none") for r in found)
+            values = ", ".join(str(r.get("value", "none")) for r in found)
             truth = str(case.classes) if case.classes else "none"
             rows.append([name, truth, case.numbers, title, *_cells(counts, values)])
     for method, counts in totals.items():
@@ -266,8 +266,9 @@ def _read(out: pathlib.Path, name: str, draw: int, method: str) -> dict[str, Any
 
 def _counts(found: Sequence[dict[str, Any]], truth: int) -> list[int]:
     """Draws, hits, within one, none, and of those with a range, draws and ranges that hold it."""
-    values = [r["value"] for r in found]
-    ranges = [r["interval"] for r in found if r.get("interval") and r["value"]]
+    # No number is left out of the file.
+    values = [r.get("value") for r in found]
+    ranges = [r["interval"] for r in found if "interval" in r and "value" in r]
     return [
         len(found),
         sum((v or 0) == truth for v in values),
