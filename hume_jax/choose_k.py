@@ -91,6 +91,7 @@ def recommend(
     *,
     numbers: Numbers | None = None,
     sizes: Sizes | None = None,
+    files: store.Dataset | None = None,
 ) -> Recommendation:
     """Looks at several numbers of classes and recommends one, or says why none.
 
@@ -103,6 +104,7 @@ def recommend(
       processes: of the run; there must be one.
       numbers: to look at; 2..50 by default, less where rows or columns are few.
       sizes: how much is searched for each.
+      files: what `config.data` names, if it is open already.
 
     Returns:
       The recommendation.
@@ -119,13 +121,14 @@ def recommend(
     parallel.check_devices()
     config = prepare(config, sizes)
     with ending():
-        fingerprint = _fingerprint(config, sizes)
-        numbers = _fitting(config, numbers, sizes)
+        files = files or store.open_files(config.data)
+        fingerprint = _fingerprint(files, sizes)
+        numbers = _fitting(config, files, numbers, sizes)
         with Workdir(workdir, config) as folder:
             if not isinstance(folder.place, Path):
                 raise UserError(f"--workdir={workdir}: choose_k writes to a local folder alone")
             folder.check_data(fingerprint)
-            dataset = halves.sample(config, sizes.rows)
+            dataset = halves.sample(config, files, sizes.rows)
             looker = _Looker(config, folder, halves.halve(config, dataset, sizes.pairs))
             measured = looker.look(numbers)
             against = looker.reference(criteria.choose(criteria.curve_of(measured)))
@@ -161,23 +164,20 @@ def _check(sizes: Sizes, processes: Processes) -> None:
         raise UserError("choose_k runs in one process: leave out --distributed")
 
 
-def _fingerprint(config: config_dict.ConfigDict, sizes: Sizes) -> dict[str, Any]:
-    found: dict[str, Any] = dict(store.fingerprint(store.open_files(config.data)))
+def _fingerprint(files: store.Dataset, sizes: Sizes) -> dict[str, Any]:
+    found: dict[str, Any] = dict(store.fingerprint(files))
     return {**found, **{f"--{name}": [value] for name, value in sizes._asdict().items()}}
 
 
-def _searched(config: config_dict.ConfigDict, dataset: store.Dataset) -> store.Dataset:
-    return store.search_spaces(dataset, config.search.spaces)
-
-
-def _fitting(config: config_dict.ConfigDict, numbers: Numbers | None, sizes: Sizes) -> Numbers:
+def _fitting(
+    config: config_dict.ConfigDict, files: store.Dataset, numbers: Numbers | None, sizes: Sizes
+) -> Numbers:
     """Numbers that rows and columns allow.
 
     Raises:
       UserError: some that were asked for are too large.
     """
-    files = store.open_files(config.data)
-    searched = _searched(config, files)
+    searched = store.search_spaces(files, config.search.spaces)
     n = sum(split.n for split in store.search_splits(searched, config.setting))
     columns = searched.train.phi1.columns
     most = min(columns, min(n, sizes.rows) // 2 // _ROWS_EACH)

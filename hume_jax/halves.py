@@ -48,17 +48,18 @@ class Rows(NamedTuple):
     pairs: tuple[tuple[Half, Half], ...]
 
 
-def sample(config: config_dict.ConfigDict, most: int) -> Dataset:
+def sample(config: config_dict.ConfigDict, files: Dataset, most: int) -> Dataset:
     """The rows to look at, without labels: all that a run would search, or as many at random.
 
     Args:
       config: resolved.
+      files: open, not looked at.
       most: rows.
 
     Raises:
-      UserError: as `store.open_dataset` and `store.check_search`.
+      UserError: as `store.scan_files` and `store.check_search`.
     """
-    given = store.open_dataset(config.data)
+    given = store.scan_files(files)
     searched = store.search_spaces(given, config.search.spaces)
     for line in store.check_search(searched, 2, config.setting, normalise=False):
         logging.warning("%s", line)

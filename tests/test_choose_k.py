@@ -19,6 +19,7 @@ from hume_jax import config as config_lib
 from hume_jax.choose_k import Numbers, Sizes
 from hume_jax.errors import UserError
 from hume_jax.evaluation.n_classes import Measured
+from hume_jax.representations import store
 from hume_jax.representations.store import Dataset, Space, Split
 
 SMALL = Sizes(tasks=2, pairs=1)
@@ -63,7 +64,8 @@ def test_halves_agree_on_as_many_classes_as_were_made(
     rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     config = choose_k.prepare(config_of(tmp_path, blobs(rng, 3)), SMALL)
-    rows = halves.halve(config, halves.sample(config, 300), 1)
+    dataset = halves.sample(config, store.open_files(config.data), 300)
+    rows = halves.halve(config, dataset, 1)
     ((first, second),) = rows.pairs
     assert sorted([*first.numbers, *second.numbers]) == list(range(300))
     with config.unlocked():
