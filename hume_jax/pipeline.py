@@ -28,6 +28,7 @@ from hume_jax import (
 )
 from hume_jax import config as config_lib
 from hume_jax.core import aggregate
+from hume_jax.evaluation import n_classes
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
@@ -240,6 +241,7 @@ class _Run:
         self.checked, self.folder, self.began = checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
+        self.unsupported: list[str] = []  # what speaks against as many classes
         self.bounded = False  # whether memory has no room for copies of the rows
         # Beside files, not beside arrays in memory, stands what made them.
         self.in_files = bool(config.data.train.phi1)
@@ -271,6 +273,7 @@ class _Run:
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
         of_vote = self._vote_scores(found)
+        self.unsupported = self._unsupported(tasks[ensemble.members], found)
         floor_and_ceiling = self._baselines()
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
@@ -412,6 +415,15 @@ class _Run:
             found["test"] = Found(own, self._predict(model, test))
         return found
 
+    def _unsupported(self, voters: np.ndarray, found: dict[str, Found]) -> list[str]:
+        """Warnings if the rows do not support as many classes as were asked for."""
+        votes = [part.vote.labels for part in found.values()][: len(self.splits)]
+        labels = np.concatenate(votes)
+        lines = n_classes.unsupported(voters, labels, self.config.n_classes, prior=self.prior)
+        for line in lines:
+            logging.warning("%s", line)
+        return lines
+
     def _baselines(self) -> dict[str, np.ndarray]:
         # Without labels there is nothing to compare.
         labelled = any(
@@ -509,6 +521,7 @@ class _Run:
             class_prior=self.config.class_prior or None,
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
+            unsupported=self.unsupported or None,
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )

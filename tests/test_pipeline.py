@@ -23,7 +23,7 @@ from hume_jax import feeds, labelling, memory, pipeline, planning, scoring, sear
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
-from hume_jax.evaluation import metrics
+from hume_jax.evaluation import metrics, n_classes
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -233,6 +233,16 @@ def test_a_model_survives_its_file(quickstart):
     again = labelling.from_arrays(labelling.to_arrays(model))
     assert again.kind == model.kind == "rows"
     jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_a_run_says_which_classes_its_tasks_disagree_on(quickstart):
+    model = quickstart.model()
+    phi1 = [np.load(QUICKSTART / "phi1_train.npy")]
+    tasks = labelling.encode(model.theta, phi1, model.statistics, model.kind)
+    expected = n_classes.unsupported(tasks, quickstart.column("label"), 10)
+    # Six steps are no search.
+    assert expected[0].startswith("tasks disagree on ")
+    assert quickstart.results["unsupported"] == expected
 
 
 def poison(monkeypatch, tasks: list[int]) -> None:
