@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict
 
-from hume_jax import command_line
+from hume_jax import class_sizes, command_line
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 from hume_jax.evaluation import n_classes as criteria
@@ -144,13 +144,16 @@ def prepare(config: config_dict.ConfigDict, sizes: Sizes) -> config_dict.ConfigD
       UserError: as `config.resolve`, or there is a class prior, which is one of some K.
     """
     config = config_dict.ConfigDict(config)
-    if config.class_prior:
+    if config.class_prior and config.class_prior != class_sizes.ESTIMATE:
         raise UserError(
             "config field 'class_prior' is of one number of classes: leave it () to choose one"
         )
     with config.unlocked():
+        # They may be words; sizes of classes are estimated once their number is known.
+        del config.n_classes, config.class_prior
         # Any will do; that of each search takes its place.
         config.n_classes, config.n_tasks, config.seeds = 2, sizes.tasks, ()
+        config.class_prior = ()
         for split in (config.data.train, config.data.test):
             split.labels = ""
     return config_lib.resolve(config)

@@ -28,7 +28,9 @@ from hume_jax import (
 )
 from hume_jax import config as config_lib
 from hume_jax.core import aggregate
+from hume_jax.errors import UserError
 from hume_jax.evaluation import n_classes
+from hume_jax.evaluation.n_classes import Recommendation
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
@@ -116,6 +118,10 @@ def _run(
         if profile:
             logging.warning("nothing is profiled: there are no steps left")
         return finished or {}
+    asked, chosen = config, None
+    if config.n_classes == config_lib.AUTO:
+        chosen = _number_of_classes(config, folder, files, processes)
+        config = config_dict.ConfigDict({**config.to_dict(), "n_classes": chosen.value}).lock()
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
     searched = store.search_spaces(files, config.search.spaces)
     store.check_classes(searched, config.n_classes, config.setting)
@@ -137,6 +143,7 @@ def _run(
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
+        stages.hash, stages.chosen = config_lib.config_hash(asked), chosen
         plan = planning.shared(planning.keep_batches(plan, folder), processes)
         stages.prepare(plan)
         if class_sizes.asked_for(config):
@@ -161,6 +168,27 @@ def _entered(folder: Workdir, processes: Processes) -> Iterator[None]:
         if not processes.first:
             stack.enter_context(folder)
         yield
+
+
+def _number_of_classes(
+    config: config_dict.ConfigDict, folder: Workdir, files: store.Dataset, processes: Processes
+) -> Recommendation:
+    """The number of classes that the rows support.
+
+    Raises:
+      UserError: none, and why.
+    """
+    from hume_jax import choose_k
+
+    place = folder.place / "choose_k"
+    found = choose_k.recommend(config, place, processes, files=files)
+    logging.info("%s", found.reason)
+    if found.value is None:
+        raise UserError(
+            f"n_classes='auto': {found.reason} ({place} has the criteria and plots): give "
+            "'n_classes' a number"
+        )
+    return found
 
 
 def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
@@ -238,6 +266,7 @@ class _Run:
         self.processes = processes
         # The config, which has an estimate in the place of a class prior that is to be estimated.
         self.config, self.hash = config, config_lib.config_hash(config)
+        self.chosen: Recommendation | None = None  # of the number of classes
         self.checked, self.folder, self.began = checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
@@ -522,6 +551,7 @@ class _Run:
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
             unsupported=self.unsupported or None,
+            choose_k=None if self.chosen is None else self.chosen._asdict(),
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )
