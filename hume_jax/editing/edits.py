@@ -63,8 +63,13 @@ class Edits(NamedTuple):
         return [old for old in range(self.n_classes) if c in self.becomes(old)]
 
     def name_of_found(self, c: int) -> str:
-        """What a class of the run is called by the names of what it becomes; '' for none."""
-        return " / ".join(name for new in self.becomes(c) if (name := self.names.get(new)))
+        """What a class of the run is called by the names of what it becomes; '' for none.
+
+        Of a split class these are the parts, and dots stand for those without a name.
+        """
+        own = self.becomes(c)
+        named = [self.names[new] for new in own if new in self.names]
+        return " / ".join([*named, *(["…"] if 0 < len(named) < len(own) else [])])
 
     def as_json(self) -> dict[str, Any]:
         """Merges and splits, as they are compared with those that a file was made by."""

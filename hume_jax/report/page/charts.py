@@ -75,7 +75,7 @@ def sizes(data: str, expected: float | None, *, slanted: bool = False) -> Spec:
     Args:
       data: columns `class`, `order`, `rows`, `agreement`.
       expected: rows that each class was expected to hold, None where they differ.
-      slanted: whether classes have names.
+      slanted: whether names of classes, not too many, stand on the axis.
     """
     bars = {
         "mark": {"type": "bar"},
@@ -85,7 +85,7 @@ def sizes(data: str, expected: float | None, *, slanted: bool = False) -> Spec:
                 "ordinal",
                 "class, largest first",
                 sort={"field": "order"},
-                axis={**_names_below(slanted), "labelOverlap": True, "ticks": False},
+                axis={**_names_below(slanted), "labelOverlap": not slanted, "ticks": False},
             ),
             "y": _field("rows", "quantitative", "rows"),
             "tooltip": [
@@ -124,7 +124,7 @@ def points(
       hints: columns shown where one points, each with its title.
       called: every class in words, if any has a name.
     """
-    columns = min(n_classes if n_classes <= 8 else -(-n_classes // 2), 4 if called else n_classes)
+    columns = min(n_classes if n_classes <= 8 else -(-n_classes // 2), 3 if called else n_classes)
     by_class = {
         "color": _field(
             "class",
@@ -135,7 +135,7 @@ def points(
             legend={
                 "columns": columns,
                 "symbolOpacity": 1,
-                **({"labelExpr": "called[datum.value]", "labelLimit": 130} if called else {}),
+                **({"labelExpr": "called[datum.value]", "labelLimit": 90} if called else {}),
             }
             if n_classes <= LEGEND_CLASSES
             else None,
@@ -367,7 +367,7 @@ def heatmap(
             "ordinal",
             column,
             sort=list(order["column"]),
-            axis={**ticks, **_names_below(slanted)},
+            axis={**ticks, **_names_below(slanted), "labelOverlap": not (named and slanted)},
         ),
     }
     # Every class has its place, whether or not a cell of it is filled.

@@ -248,7 +248,7 @@ def _sizes(run: Run, data: dict[str, charts.Columns]) -> Chart:
     sizes, agreement = distrust.class_sizes(run), distrust.class_agreement(run)
     order = np.argsort(-sizes, kind="stable")
     data["sizes"] = {
-        "class": [run.called(c) for c in order] if run.edits.names else order.tolist(),
+        "class": [run.called(c) for c in order] if _named_axis(run) else order.tolist(),
         "order": list(range(len(order))),
         "rows": sizes[order].tolist(),
         "agreement": charts.rounded(agreement[order]),
@@ -261,9 +261,14 @@ def _sizes(run: Run, data: dict[str, charts.Columns]) -> Chart:
         else "Searched rows of each class.",
         f"Bars: from {sizes.max():,} rows in the largest class to {sizes.min():,} in the smallest. "
         "The same numbers are in the table of classes below.",
-        charts.sizes("sizes", expected, slanted=bool(run.edits.names)),
+        charts.sizes("sizes", expected, slanted=_named_axis(run)),
         "sizes",
     )
+
+
+def _named_axis(run: Run) -> bool:
+    """Whether names of classes stand on an axis."""
+    return bool(run.edits.names) and run.n_classes <= charts.NAMED_CELLS
 
 
 def _maps(run: Run, samples: Inlined, data: dict[str, charts.Columns]) -> list[Chart]:
