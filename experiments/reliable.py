@@ -27,7 +27,14 @@ from hume_jax.representations import store
 
 AGREEMENT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MARGIN = (0.0, 0.5, 0.8)
-HEADINGS = ("agreement", "margin", "rows", "same class by the other half", "ACC", "balanced")
+HEADINGS = (
+    "agreement",
+    "margin",
+    "rows",
+    "same class by the other half",
+    "ACC",
+    "balanced, rows of each of so many classes",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,7 +84,7 @@ def _cells(
         f"{len(taken) / len(vote.labels):.3f}",
         f"{np.mean(same):.4f}",
         "-" if right is None or not len(taken) else f"{np.mean(right[taken]):.4f}",
-        f"{even.quota or 0} of each" if min(even.there.values()) else "a class has none",
+        f"{even.quota or 0} of {sum(map(bool, even.there.values()))}",
     ]
 
 
