@@ -67,6 +67,8 @@ def get_config() -> config_dict.ConfigDict:
     config.baselines = True
     # Whether to draw the plots.
     config.plots = True
+    # Whether to draw report.html, the page on which a run can be looked at (hume_jax.report).
+    config.report = True
     # Precision of the inner fit's products, and of its derivative's, on devices that have a faster,
     # coarser one: 'highest' (float32), 'high' or 'default'. The coarse ones lose no accuracy on
     # Imagenette and a hair of the hypergradient (docs/measurements.md).
@@ -148,6 +150,10 @@ def _data() -> config_dict.ConfigDict:
         fields.phi2 = config_dict.FieldReference("", field_type=PATHS)
         # True labels, (n,) integers or class names, for the scores alone; '' = none.
         fields.labels = ""
+        # What the rows are, for the report and labels.csv alone: a .txt file with one line a row, a
+        # .json list of texts, or images in the order of the rows (a folder, .tar or .zip); '' = not
+        # known, or the images that the rows were encoded from.
+        fields.samples = ""
     return data
 
 

@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.score.folds = 3
     config.score.penalty = 1e-4
     config.score.steps = 20
+    config.report = False
     config.log_every = 2
     config.checkpoint_seconds = 0.0
     apply_variant(config, arg)

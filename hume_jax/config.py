@@ -41,6 +41,7 @@ SPEED = (
     "encode.threads",
     "mesh.task",
     "mesh.data",
+    "report",
     "log_every",
     "checkpoint_seconds",
 )

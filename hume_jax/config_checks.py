@@ -189,7 +189,7 @@ def paths(field: str, value: Any, encoders: str | Sequence[str] = "") -> str | t
       value: of it.
       encoders: that encode images for this field; '' in a tuple of paths is for one of them.
     """
-    if field.endswith("labels"):
+    if field.endswith((".labels", ".samples")):
         if not isinstance(value, str):
             raise UserError(f"config field {field!r} is {value!r}, it must be one path")
         return value

@@ -282,6 +282,7 @@ class HUME(ClusterMixin, BaseEstimator):
             "ensemble.vote": self.vote,
             "preset": self.preset,
             "plots": False,
+            "report": False,
             "baselines": False,
         }
         if self.n_tasks is not None:

@@ -77,10 +77,14 @@ def _run(config: config_dict.ConfigDict, spec: str, processes: "Processes") -> N
         leave(130)
     if not processes.first:
         return
-    kept = "results, labels and plots" if config.plots else "results and labels"
+    kept = ["results", "labels", *(["plots"] if config.plots else [])]
+    place = placed(workdir)
     with command_line.printing():
         print(results.seeds_table(summary) if config.seeds else results.table(summary))
-        print(f"\n{kept}: {placed(workdir)}")
+        print(f"\n{', '.join(kept[:-1])} and {kept[-1]}: {place}")
+        if config.report:
+            for folder in [f"seed_{seed}" for seed in config.seeds] or [""]:
+                print(f"to look at: {place / folder / 'report.html'}")
 
 
 def _encoded(

@@ -23,8 +23,9 @@ from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
 from hume_jax.report import results
-from hume_jax.representations import scaling, store
+from hume_jax.representations import samples, scaling, store
 from hume_jax.representations.images import table
+from hume_jax.representations.prepare import NormalisedRows
 from hume_jax.representations.prepared import Prepared
 from hume_jax.representations.scaling import Statistics
 from hume_jax.workdir import Workdir
@@ -412,7 +413,7 @@ class _Run:
         floor_and_ceiling: dict[str, np.ndarray],
         of_vote: dict[str, np.ndarray],
     ) -> dict[str, Any]:
-        """Writes labels.csv, results.json and the plots."""
+        """Writes labels.csv, the plots, the page and results.json."""
         entries = [self._task(i, task, scores, found) for i, task in enumerate(tasks)]
         votes = {split: part.vote.labels for split, part in found.items()}
         methods = {name.rpartition("_")[0] for name in floor_and_ceiling}
@@ -458,24 +459,49 @@ class _Run:
             made = prediction.encoders_of(self.config.data)
             self.folder.write_json(prediction.ENCODERS, made)
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
-        self.folder.write_text("labels.csv", results.to_csv(labels, self._image_names()))
+        images, texts = self._sample_names()
+        self.folder.write_text("labels.csv", results.to_csv(labels, images, texts))
         if self.config.plots:
             # Here, since it takes a second to import.
             from hume_jax.report import plots
 
             plots.draw(self.folder.path, summary, self.folder.metrics())
+        if self.config.report:
+            from hume_jax.report.page import writing
+
+            writing.write(self.folder, self.config, summary, self._parts(found), scores)
         if self.stopped is None:
             self.folder.write_text("results.json", results.to_json(summary))
         return summary
 
-    def _image_names(self) -> dict[str, list[str]]:
-        """What the images of each split are called that was encoded from images."""
-        found = {}
+    def _sample_names(self) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:
+        """What the images are called, and the texts, of each split of which they are known."""
+        images: dict[str, Sequence[str]] = {}
+        texts: dict[str, Sequence[str]] = {}
         for name, split in self._named():
-            images = table.names((*split.phi1.paths, *split.phi2.paths))
-            if images is not None:
-                found[name] = images
-        return found
+            given = self.config.data[name].samples
+            if given:
+                known = samples.open_samples(given)
+                (images if known.texts is None else texts)[name] = known.names
+            elif encoded := table.names((*split.phi1.paths, *split.phi2.paths)):
+                images[name] = encoded
+        return images, texts
+
+    def _parts(self, found: dict[str, Found]) -> dict[str, Any]:
+        """Rows, labels and tasks of each split, as the page takes them."""
+        from hume_jax.report.page.gather import Part
+
+        return {
+            name: Part(
+                np.setdiff1d(np.arange(split.n + len(split.left_out)), split.left_out),
+                split.n + len(split.left_out),
+                found[name].tasks,
+                found[name].vote,
+                split.labels,
+                NormalisedRows([split.phi1], self.statistics, self.kind).__getitem__,
+            )
+            for name, split in self._named()
+        }
 
     def _named(self) -> list[tuple[str, store.Split]]:
         """The splits that are there, with their names."""

@@ -47,6 +47,8 @@ _OWN_FILES = (
     "curves.png",
     "objective.png",
     "confusion.png",
+    "report.npz",
+    "report.html",
     "results.json",
 )
 # Two, so that a checkpoint damaged by a loss of power leaves the one before it.

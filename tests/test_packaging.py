@@ -136,6 +136,7 @@ def test_wheel_holds_package_configs_and_data(repository, distributions):
     assert wheel.name == f"hume_jax-{hume_jax.__version__}-py3-none-any.whl"
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     shipped = ("*.py", "py.typed", "data/quickstart/*.npy", "data/quickstart/README.md")
+    shipped += ("report/page/assets/*",)
     package = repository / "hume_jax"
     expected = {
         p.relative_to(repository).as_posix() for pattern in shipped for p in package.rglob(pattern)

@@ -135,7 +135,7 @@ def draw_curves(
             if best in curves:
                 axes.plot(*curves[best], color=_ORANGE, linewidth=1.6)
             axes.margins(x=0.02)
-            for step in _anneal_steps(rows):
+            for step in anneal_steps(rows):
                 axes.axvline(step, color=_GREY, linewidth=0.8, linestyle=_DOTTED, zorder=0)
         shares = np.asarray(prior, np.float64)
         limit = float(-np.sum(shares * np.log(shares)))
@@ -153,7 +153,7 @@ def draw_curves(
         )
         low, high = right.get_ylim()
         right.set_ylim(low, max(high, limit + 0.08 * (limit - low)))
-        _legend(left, best is not None, bool(_anneal_steps(rows)))
+        _legend(left, best is not None, bool(anneal_steps(rows)))
 
 
 def draw_objective(
@@ -374,7 +374,7 @@ def _spans_decades(curves: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> bool:
     return bool(values.size) and bool(values.min() > 0) and values.max() > 10 * values.min()
 
 
-def _anneal_steps(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def anneal_steps(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """Finds the last logged steps before learning rate or temperature drop, in the first batch."""
     first = [row for row in rows if row.get("batch", 0) == rows[0].get("batch", 0)]
     first.sort(key=lambda row: row["step"])

@@ -31,7 +31,7 @@ LABEL_FREE = (
     ("agreement", "agreement", True),
 )
 _SCORES = ("acc", "ari", "nmi")
-_BASELINES = {
+BASELINES = {
     "kmeans_phi1": "k-means, phi1",
     "kmeans_phi2": "k-means, phi2",
     "probe_phi1": "supervised probe, phi1",
@@ -277,29 +277,32 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> N
 
 
 def to_csv(
-    splits: Mapping[str, Sequence[np.ndarray]], images: Mapping[str, Sequence[str]] | None = None
+    splits: Mapping[str, Sequence[np.ndarray]],
+    images: Mapping[str, Sequence[str]] | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Formats labels.csv, the same bytes for the same labels.
 
     Args:
       splits: for each split ``(labels, agreement, margin)``, such as a ``Vote``: (n,) integers, -1
         for none, and twice (n,) floating from 0 to 1.
-      images: the name of each row's image, for splits that were encoded from images.
+      images: the name of each row's image, for splits whose images are known.
+      texts: the text of each row, for splits whose texts are known.
 
     Returns:
       A header and one line a row, numbered from 0 in each split; a column ``image`` if any split
-      has names.
+      has names of images, ``sample`` if any has texts.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["index", "split", "label", "agreement", "margin"]
-    writer.writerow([*header, "image"] if images else header)
+    added = {name: of for name, of in (("image", images), ("sample", texts)) if of}
+    writer.writerow([*header, *added])
     for split, (labels, agreement, margin) in splits.items():
         columns = [np.asarray(column).tolist() for column in (labels, agreement, margin)]
-        names = (images or {}).get(split) or [""] * len(columns[0])
-        for i, (label, share, gap, name) in enumerate(zip(*columns, names, strict=True)):
-            row = [i, split, label, f"{share:.6f}", f"{gap:.6f}"]
-            writer.writerow([*row, name] if images else row)
+        more = [of.get(split) or [""] * len(columns[0]) for of in added.values()]
+        for i, (label, share, gap, *names) in enumerate(zip(*columns, *more, strict=True)):
+            writer.writerow([i, split, label, f"{share:.6f}", f"{gap:.6f}", *names])
     return text.getvalue()
 
 
@@ -411,7 +414,7 @@ def _score_lines(results: Mapping[str, Any], splits: Sequence[str]) -> list[str]
         rows.append(("tasks, std. deviation", _over_tasks(tasks, splits, _deviation)))
     rows += [
         (name, results["baselines"][key])
-        for key, name in _BASELINES.items()
+        for key, name in BASELINES.items()
         if key in results["baselines"]
     ]
     width = max(len(name) for name, _ in rows)

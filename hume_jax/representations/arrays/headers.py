@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hume_jax.errors import UserError
+from hume_jax.representations import samples
 from hume_jax.representations.arrays import checks, formats, side_file
 from hume_jax.representations.arrays.formats import find_array
 from hume_jax.representations.arrays.stored import Stored
@@ -58,7 +59,7 @@ def open_headers(
                 f"config field 'data.{name}' is not given: --config.data.{name}=FILE.npy"
             )
     has_test = bool(data["test"]["phi1"])
-    if not has_test and (data["test"]["phi2"] or data["test"]["labels"]):
+    if not has_test and any(data["test"].get(field) for field in ("phi2", "labels", "samples")):
         raise UserError("config field 'data.test.phi1' is not given, other test files are")
     coming = coming or {}
     _check_present(data, coming)
@@ -120,6 +121,7 @@ def _open_split(name: str, fields: Any, coming: Mapping[str, Stored]) -> Split:
     if labels_path:
         labels = coming.get(labels_path) or formats.open_header(labels_path, checks.LABELS_HINT)
         checks.check_labels(find_array(labels_path), labels, n, find_array(first))
+    samples.check(f"data.{name}.samples", fields.get("samples", ""), n)
     return Split(phi1, phi2, labels, labels_path, n)
 
 
