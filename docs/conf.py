@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "config_fields_directive",
+    "docstrings",
     "mathml",
 ]
 exclude_patterns = ["_build"]
@@ -36,8 +37,6 @@ nitpick_ignore_regex = [
     # Fields, and names that a module imports, in signatures.
     ("py:.*", r"hume_jax\..*\._.*"),
 ]
-# A name in single backticks, as the docstrings have them, is code.
-default_role = "literal"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
