@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "extensions")]
-
 import hume_jax
+
+sys.path[:0] = [str(Path(__file__).parent / "extensions")]
 
 project = "hume_jax"
 author = "the authors of hume_jax"
