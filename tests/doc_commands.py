@@ -1,56 +1,72 @@
 """Stands for `hume`, `python` and schedulers in the shell blocks of the documents.
 
 As `hume ARGUMENTS` it is that command with the arguments of DOC_ARGUMENTS behind its own, and one
-encoder more, `tiny`. With DOC_NOTED in the environment nothing is run: commands are noted in that
-file, and `check` then reads their flags as the commands would.
+encoder more, `tiny`. Programs of `note_instead` run nothing: they note what they were told, and
+`check` reads the flags of that as the commands would.
 """
 
 import importlib
 import json
 import os
 import pathlib
-import runpy
 import shlex
-import subprocess
 import sys
 
-NAMES = ("hume", "python", "sbatch", "gcloud")
+from hume_jax import command_line, verbs
+
+# Each program's name and arguments, apart by one character, and a second one at their end.
+_APART, _END = "\037", "\036"
+_NOTE = """#!/bin/sh
+for argument; do
+    # What schedulers are to start is noted in their place.
+    case $argument in --wrap=*|--command=*) exec bash -c "${argument#*=}";; esac
+done
+{ printf '%s\\037' NAME "$@"; printf '\\036'; } >> NOTED
+"""
+_PROGRAMS = ("hume", "python", "sbatch", "gcloud")
 
 
 def install(folder: pathlib.Path) -> None:
-    """Puts programs of these names into a folder, for PATH."""
-    for name in NAMES:
-        program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
-        program.chmod(0o755)
+    """Puts `hume` and `python` into a folder, for PATH."""
+    _write(folder / "hume", f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" hume "$@"\n')
+    _write(folder / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
 
 
-def main(name: str, arguments: list[str]) -> None:
-    if noted := os.environ.get("DOC_NOTED"):
-        inner = [a.partition("=")[2] for a in arguments if a.startswith(("--wrap=", "--command="))]
-        for command in inner:
-            subprocess.run(["bash", "-c", command.replace("srun ", "")], check=True)
-        if not inner:
-            with open(noted, "a", encoding="utf-8") as file:
-                file.write(json.dumps([name, *arguments]) + "\n")
-    elif name == "hume":
-        sys.path.insert(0, str(pathlib.Path(__file__).parent))
-        import tiny_encoder
+def note_instead(folder: pathlib.Path, noted: pathlib.Path) -> None:
+    """Puts programs into a folder that note in a file what they were told."""
+    for name in _PROGRAMS:
+        _write(folder / name, _NOTE.replace("NAME", name).replace("NOTED", shlex.quote(str(noted))))
+    _write(folder / "srun", '#!/bin/sh\nexec "$@"\n')
 
-        from hume_jax import cli
-        from hume_jax.representations.encoders import presets
 
-        presets.PRESETS["tiny"] = tiny_encoder.preset
-        sys.argv = ["hume", *arguments, *shlex.split(os.environ.get("DOC_ARGUMENTS", ""))]
-        cli.run()
-    elif name == "python":
-        os.execv(sys.executable, [sys.executable, *arguments])
-    else:
-        sys.exit(f"{name} cannot be run")
+def _write(program: pathlib.Path, text: str) -> None:
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+def read(noted: pathlib.Path) -> list[list[str]]:
+    """The commands that were noted."""
+    return [c.split(_APART)[:-1] for c in noted.read_text(encoding="utf-8").split(_END)[:-1]]
+
+
+def main(arguments: list[str]) -> None:
+    """`hume`, as it is typed in the documents."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    import tiny_encoder
+
+    from hume_jax import cli
+    from hume_jax.representations.encoders import presets
+
+    presets.PRESETS["tiny"] = tiny_encoder.preset
+    sys.argv = ["hume", *arguments, *shlex.split(os.environ.get("DOC_ARGUMENTS", ""))]
+    cli.run()
 
 
 def check(commands: list[list[str]]) -> list[str]:
     """What is wrong with the flags of commands, each read by a process that is forked for it."""
+    # What takes long to import is there before.
+    for verb in verbs.VERBS:
+        importlib.import_module(verb.module)
     return [fault for command in commands if (fault := _fault(command))]
 
 
@@ -70,8 +86,6 @@ def _fault(command: list[str]) -> str:
 
 
 def _read_flags(command: list[str]) -> None:
-    from hume_jax import command_line, verbs
-
     name, *arguments = command
     if name == "python" and arguments[0] != "-m":
         _script(*arguments)
@@ -82,13 +96,15 @@ def _read_flags(command: list[str]) -> None:
     else:
         verb, arguments = next(v for v in verbs.VERBS if v.name == arguments[0]), arguments[1:]
     module = importlib.import_module(verb.module)
+    # Fields of a config are looked for there.
+    sys.argv = [name, *arguments]
     getattr(module, "define_flags", lambda: None)()
     if verb.name in ("predict", "report"):
-        command_line.parse_plain([name, *arguments])
+        command_line.parse_plain(sys.argv)
     elif verb.name == "sweep":
         module.parse_arguments(arguments)
     elif "--list" not in arguments:
-        command_line.parse_flags([name, *arguments])
+        command_line.parse_flags(sys.argv)
 
 
 def _script(path: str, *arguments: str) -> None:
@@ -98,14 +114,17 @@ def _script(path: str, *arguments: str) -> None:
     given = arguments[: arguments.index("--")] if "--" in arguments else arguments
     for argument in given:
         flag = argument.partition("=")[0]
-        known = f'"{flag}"' in sources or flag.startswith(("--config.", "--noconfig."))
+        # Some are made of names: f"--{name}".
+        known = (
+            f'"{flag}"' in sources
+            or f'"{flag[2:]}"' in sources
+            or flag.startswith(("--config.", "--noconfig."))
+        )
         assert known or not flag.startswith("--"), f"no script has a flag {flag}"
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "check":
         json.dump(check(json.load(sys.stdin)), sys.stdout)
-    elif sys.argv[1] == "page":
-        runpy.run_path(sys.argv[2])
     else:
-        main(sys.argv[1], sys.argv[2:])
+        main(sys.argv[2:])

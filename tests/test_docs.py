@@ -77,22 +77,24 @@ def test_fields_that_documents_name_are_there():
 def test_flags_of_commands_that_are_not_run_here_are_known(repository, tmp_path):
     programs = tmp_path / "programs"
     programs.mkdir()
-    doc_commands.install(programs)
+    noted = tmp_path / "noted"
+    doc_commands.note_instead(programs, noted)
     (programs / "bash").symlink_to(shutil.which("bash"))
     # What a page goes into first.
     (tmp_path / "hume_jax" / ".venv").mkdir(parents=True)
     (tmp_path / "hume_jax" / ".venv" / "bin").symlink_to(programs)
-    noted = tmp_path / "noted.jsonl"
     for page in PAGES:
-        for block in doc_blocks.blocks(page):
-            if block.language in ("", *doc_blocks.SHELLS):
-                # Other programs are not found there, so nothing else happens.
-                environment = {"PATH": str(programs), "DOC_NOTED": str(noted)}
-                command = [shutil.which("bash"), "-c", block.text]
-                subprocess.run(
-                    command, env=environment, cwd=tmp_path, check=False, capture_output=True
-                )
-    commands = [json.loads(line) for line in noted.read_text().splitlines()]
+        # Later blocks use what earlier ones set.
+        shell = [b for b in doc_blocks.blocks(page) if b.language in ("", *doc_blocks.SHELLS)]
+        subprocess.run(
+            [programs / "bash", "-c", "\n".join(block.text for block in shell)],
+            # Other programs are not found there, so nothing else happens.
+            env={"PATH": str(programs)},
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
+        )
+    commands = doc_commands.read(noted)
     assert len(commands) > 100
     done = subprocess.run(
         [sys.executable, doc_commands.__file__, "check"],
@@ -177,7 +179,8 @@ def test_the_pages_build_without_a_warning_and_ask_for_no_network(repository, tm
     html = {p: p.read_text(encoding="utf-8") for p in (tmp_path / "html").rglob("*.html")}
     fields = next(text for path, text in html.items() if path.name == "fields.html")
     for section in config_fields.sections():
-        assert all(f'id="confval-{f.name}"'.replace("_", "-") in fields for f in section.fields)
+        for field in section.fields:
+            assert f'<span class="pre">{field.name}</span>' in fields, field.name
     asks = re.compile(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//')
     assert [path.name for path, text in html.items() if asks.search(text)] == []
 
