@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
-from hume_jax.config import PATHS
+from hume_jax.config import PATHS, PRIOR
 
 _PAPER_ENCODERS = {"dino": "dinov2_vitg14", "clip": "clip_vit_l14", "bit": "bit_m_r50x1"}
 # Variants of the configs of the paper's datasets, beside `setting` and `preset`.
@@ -30,9 +30,10 @@ def get_config() -> config_dict.ConfigDict:
     config.setting = "inductive"
     # Number of classes to find; 0 = must be given.
     config.n_classes = 0
-    # Share of the rows that each class is expected to hold, a tuple of n_classes positive numbers
-    # (scaled to sum 1); () = the same for all.
-    config.class_prior = ()
+    # Shares of the rows that the classes are expected to hold: a tuple of n_classes positive
+    # numbers (scaled to sum 1) in any order; 'estimate' where nobody knows them, see `prior`; () =
+    # the same for all.
+    config.class_prior = config_dict.FieldReference((), field_type=PRIOR)
     # Number of tasks, i.e. of searches from different random starts.
     config.n_tasks = config_dict.placeholder(int)
     # Tasks searched at a time; 0 = as many as fit in memory.
@@ -44,6 +45,7 @@ def get_config() -> config_dict.ConfigDict:
     config.seeds = ()
 
     # Images that arrays are made from where these are missing.
+    config.prior = _prior()
     config.images = _images()
     # The encoders that make them.
     config.encode = _encode()
@@ -122,6 +124,21 @@ def use_paper_data(
         fields.phi1 = f"data/representations/mocov2/{files}{split}_l2.npy"
         fields.phi2 = f"data/representations/{phi2}/{files}{split}.npy"
         fields.labels = f"data/labels/{files}{split}_targets.npy"
+
+
+def _prior() -> config_dict.ConfigDict:
+    prior = config_dict.ConfigDict()
+    # For class_prior='estimate'. Weight eta of the entropy term in the search that estimates first,
+    # under a uniform prior: little, so that it holds classes to no size.
+    prior.first_weight = 0.1
+    # The weight in those that follow, under the sizes of the classes that the last one found; it
+    # takes the place of search.entropy_weight.
+    prior.weight = 1.0
+    # Searches that estimate, one after the other.
+    prior.rounds = 2
+    # Tasks of each of them; no more than n_tasks.
+    prior.tasks = 8
+    return prior
 
 
 def _mesh() -> config_dict.ConfigDict:

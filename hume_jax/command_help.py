@@ -151,7 +151,11 @@ def _of_flag(flag: flags.Flag[Any]) -> Option:
         form = f"={'|'.join(flag.parser.enum_values)}"
     else:
         form = f"={_form({'int': int, 'float': float}.get(flag.flag_type(), str))}"
-    return Option(f"--{flag.name}{form}", _with_default(flag.help, flag.default))
+    # absl puts the choices before what it is given as help, and a sentence on lists behind it.
+    text = re.sub(
+        r"^<[^>]*>: |;\s+repeat this option to specify a list of values$", "", flag.help or ""
+    )
+    return Option(f"--{flag.name}{form}", _with_default(text, flag.default))
 
 
 def _form(kind: type) -> str:
@@ -160,7 +164,7 @@ def _form(kind: type) -> str:
 
 def _with_default(text: str | None, default: Any) -> str:
     text = " ".join((text or "").split())
-    if default in (None, "", False, argparse.SUPPRESS) or "default" in text:
+    if not default or default == argparse.SUPPRESS or "default" in text:
         return text
     return f"{text.rstrip('.')} (default: {default})."
 

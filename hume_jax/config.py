@@ -34,6 +34,9 @@ PATHS = (str, tuple)
 
 _FIELD_FLAG = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 
+# The type of `class_prior`: numbers, or a word.
+PRIOR = (tuple, str)
+
 # Fields that say how fast a run is, what it tells and what it keeps meanwhile; but for rounding
 # they change nothing of what it finds.
 SPEED = (
@@ -62,6 +65,7 @@ class _PathsParser(flags.ArgumentParser):
 # Without a parser of its own the field would be a boolean flag to absl, and `--field a.npy`, with a
 # space, would be read as `True`.
 config_flags.register_flag_parser_for_type(PATHS, _PathsParser())
+config_flags.register_flag_parser_for_type(PRIOR, _PathsParser())
 
 
 def __getattr__(name: str) -> types.ModuleType:

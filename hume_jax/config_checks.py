@@ -38,6 +38,10 @@ _AT_LEAST = {
     "search.subset_size": 2,
     "search.subsets_per_step": 1,
     "search.entropy_weight": 0,
+    "prior.first_weight": 0,
+    "prior.weight": 0,
+    "prior.rounds": 1,
+    "prior.tasks": 1,
     "search.shards": 1,
     "mesh.task": 0,
     "mesh.data": 0,
@@ -135,6 +139,11 @@ def check_values(flat: Mapping[str, Any]) -> None:
             f"config field 'seeds' is {seeds}, it must hold different whole numbers from 0 to "
             f"{LAST_SEED}, e.g. (0, 1, 2), or () for 'seed' alone"
         )
+    if flat["class_prior"] == "estimate" and len(seeds) > 1:
+        raise UserError(
+            "config field 'seeds': sizes of classes are estimated for one seed at a time: give "
+            "'seed', or 'class_prior' as numbers"
+        )
     if flat["score.folds"] > flat["score.rows"]:
         raise UserError(
             f"config field 'score.folds' is {flat['score.folds']}, it must be at most score.rows, "
@@ -204,8 +213,15 @@ def paths(field: str, value: Any, encoders: str | Sequence[str] = "") -> str | t
     return several
 
 
-def prior(weights: Iterable[float], n_classes: int) -> tuple[float, ...]:
+def prior(weights: Iterable[float] | str, n_classes: int) -> tuple[float, ...] | str:
     """Checks the class prior and scales it to sum 1; () stands for the uniform one."""
+    if isinstance(weights, str):
+        if weights != "estimate":
+            raise UserError(
+                f"config field 'class_prior' is {weights!r}, it must be numbers in brackets, "
+                "'estimate', or () for the uniform prior"
+            )
+        return weights
     values = tuple(weights)
     if not values:
         return ()

@@ -68,15 +68,15 @@ class HUME(ClusterMixin, BaseEstimator):
       spaces: 'both': task encoders are linear in phi1 and phi2 joined, and each has an inner fit;
         'given': encoders in phi1, inner fit in phi2, as in the paper; 'first' or 'second': phi1 or
         phi2 alone for both.
-      class_prior: (K,) positive shares that the classes are expected to hold, in any order; None:
-        all alike.
+      class_prior: (K,) positive shares that the classes are expected to hold, in any order;
+        'estimate' where nobody knows them; None: all alike.
       vote: 'soft' or 'hard', by which the tasks decide on a row.
       preset: 'fast' or 'paper', which fills every field that nothing else sets.
       config: further fields by their dotted names, as `{"search.steps": 160}`; configs/common.py
         lists them all.
-      workdir: folder of the run, kept; a fit that was stopped goes on from it when it is called
-        again with the same data and parameters, one that is finished is read back. None: a
-        temporary one, which is deleted.
+      workdir: folder of the run, kept, with its page, report.html; a fit that was stopped goes on
+        from it when it is called again with the same data and parameters, one that is finished is
+        read back. None: a temporary one, which is deleted.
       verbose: whether progress is shown.
 
     Attributes:
@@ -102,7 +102,7 @@ class HUME(ClusterMixin, BaseEstimator):
         n_tasks: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         spaces: str = "both",
-        class_prior: Sequence[float] | None = None,
+        class_prior: Sequence[float] | str | None = None,
         vote: str = "soft",
         preset: str = "fast",
         config: Mapping[str, Any] | None = None,
@@ -277,12 +277,13 @@ class HUME(ClusterMixin, BaseEstimator):
         fields = {
             "n_classes": self.n_classes,
             "seed": self.seed_,
-            "class_prior": () if self.class_prior is None else tuple(map(float, self.class_prior)),
+            "class_prior": _shares(self.class_prior) or (),
             "search.spaces": self.spaces,
             "ensemble.vote": self.vote,
             "preset": self.preset,
             "plots": False,
-            "report": False,
+            # For people who look into the folder.
+            "report": self.workdir is not None,
             "baselines": False,
         }
         if self.n_tasks is not None:
@@ -333,7 +334,7 @@ class HUME(ClusterMixin, BaseEstimator):
         return {
             **self.get_params(deep=False),
             "random_state": self.seed_,
-            "class_prior": None if self.class_prior is None else [*map(float, self.class_prior)],
+            "class_prior": _shares(self.class_prior),
             "config": None if self.config is None else dict(self.config),
             "workdir": None if self.workdir is None else os.fspath(self.workdir),
         }
@@ -381,6 +382,13 @@ class OneSpaceHUME(ClusterMixin, BaseEstimator):
 
     def _rows(self, X: Any) -> np.ndarray:  # noqa: N803
         return validate_data(self, X, dtype=in_memory.DTYPES, reset=False)
+
+
+def _shares(class_prior: Any) -> tuple[float, ...] | str | None:
+    """A class prior as a config has it."""
+    if class_prior is None or isinstance(class_prior, str):
+        return class_prior
+    return tuple(map(float, class_prior))
 
 
 def _seed(random_state: Any) -> int:

@@ -163,6 +163,7 @@ def model_of(
     statistics: tuple[Statistics, ...],
     kind: Kind,
     evenness: float | None = None,
+    prior: np.ndarray | None = None,
 ) -> Model:
     """The model of an ensemble: its members, with classes in the order of their size.
 
@@ -176,6 +177,7 @@ def model_of(
       statistics: see `Model`.
       kind: see `Model`.
       evenness: of a soft vote, see `consensus.consensus`; None: the majority.
+      prior: of the classes, see there.
     """
     # Column k of every encoder is class k of the ensemble.
     order = np.argsort(ensemble.permutations, axis=1)
@@ -184,7 +186,8 @@ def model_of(
     voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
     k = theta.shape[2]
     if evenness is not None:
-        soft = consensus.consensus(voters, ensemble.vote.labels, k, evenness=evenness)
+        start = ensemble.vote.labels
+        soft = consensus.consensus(voters, start, k, evenness=evenness, prior=prior)
         model = model._replace(tables=soft.tables, weights=soft.weights)
     for _ in range(_ORDERINGS):
         sizes = np.bincount(vote(model, voters).labels, minlength=k)

@@ -16,8 +16,17 @@ from absl import logging
 from ml_collections import config_dict
 
 import hume_jax
+from hume_jax import (
+    class_sizes,
+    labelling,
+    parallel,
+    planning,
+    prediction,
+    rows,
+    scoring,
+    search_loop,
+)
 from hume_jax import config as config_lib
-from hume_jax import labelling, parallel, planning, prediction, rows, scoring, search_loop
 from hume_jax.core import aggregate
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
@@ -111,7 +120,8 @@ def _run(
     store.check_classes(searched, config.n_classes, config.setting)
     n = sum(split.n for split in store.search_splits(searched, config.setting))
     with processes.together():
-        plan = _plan(config, searched, n, processes.share(planning.kept_rows(folder.path)))
+        kept = processes.share(planning.kept_rows(folder.path))
+        plan = _plan(class_sizes.following(config), searched, n, kept)
         planning.check_processes(plan)
     plan = planning.shared(plan, processes)
     with processes.together():
@@ -127,6 +137,9 @@ def _run(
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
         plan = planning.shared(planning.keep_batches(plan, folder), processes)
+        stages.prepare(plan)
+        if class_sizes.asked_for(config):
+            stages.estimate_sizes(lambda config: _plan(config, searched, n, plan.rows))
         outcome = stages.search(plan, profile, interruptible and not config.seeds)
         if not processes.first:
             logging.info("the search is done: process 0 scores and writes what it found")
@@ -222,13 +235,16 @@ class _Run:
         processes: Processes = ALONE,
     ) -> None:
         self.processes = processes
-        self.config, self.checked, self.folder, self.began = config, checked, folder, began
+        # The config, which has an estimate in the place of a class prior that is to be estimated.
+        self.config, self.hash = config, config_lib.config_hash(config)
+        self.checked, self.folder, self.began = checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
         self.bounded = False  # whether memory has no room for copies of the rows
+        # Beside files, not beside arrays in memory, stands what made them.
+        self.in_files = bool(config.data.train.phi1)
         self.splits = store.search_splits(self.dataset, config.setting)
         self.n = sum(split.n for split in self.splits)
-        self.prior = planning.class_prior(config)
         self.kind = rows.kind(config)
         self.seconds: dict[str, float] = {}
         self.stopped: dict[str, int] | None = None  # by Ctrl-C, after how many steps of how many
@@ -250,7 +266,7 @@ class _Run:
         self.dropped = dropped
         self.numbers = np.flatnonzero(dropped == 0)
         theta = theta[self.numbers]
-        tasks = np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
+        tasks = self._tasks(theta)
         scores = self._scores(tasks)
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
@@ -259,37 +275,77 @@ class _Run:
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
 
-    def search(
-        self, plan: search_loop.Plan, profile: bool = False, interruptible: bool = False
-    ) -> search_loop.Outcome:
-        """The task encoders of every seed."""
+    def prepare(self, plan: search_loop.Plan) -> None:
+        """What rows pass through on their way into a search."""
         with self.processes.together():
             if self.processes.first:
                 self.prepared = rows.prepare(self.config, self.checked, self.folder)
         self.prepared = rows.shared(self.prepared, self.processes)
         self.bounded = plan.rows == "disk"
-        found = rows.stored(self.config, self.checked, self.prepared)
-        plan = plan._replace(shape=plan.shape._replace(inner=self.prepared.widths))
-        seconds = search_loop.estimate_seconds(plan)
-        logging.info(
-            "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
-            "to compile",
-            f"{count(self.config.n_tasks, 'task')}{_of_seeds(plan)}",
-            count(len(plan.batches), "batch", "batches"),
-            plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
-        )  # fmt: skip
-        with self.processes.computing():
-            prior = np.log(self.prior)
-            outcome = search_loop.run(
-                plan, found, prior, self.folder, self.processes, profile, interruptible
-            )
+
+    def estimate_sizes(self, plan_of: Callable[[config_dict.ConfigDict], search_loop.Plan]) -> None:
+        """Puts an estimate in the place of the class prior, see `class_sizes`."""
+        first = self.processes.first
+
+        def search(config: config_dict.ConfigDict, name: str) -> np.ndarray | None:
+            part = Workdir(self.folder.place / name, config, owner=first)
+            with _entered(part, self.processes):
+                plan = planning.keep_batches(plan_of(config), part)
+                outcome = self._searched(planning.shared(plan, self.processes), config, part)
+            theta = outcome.theta[0][outcome.dropped[0] == 0]
+            return self._tasks(theta) if first else None
+
+        prior = class_sizes.estimate(self.config, self.folder, search, self.processes)
+        self.config = class_sizes.following(self.config, prior)
+
+    def search(
+        self, plan: search_loop.Plan, profile: bool = False, interruptible: bool = False
+    ) -> search_loop.Outcome:
+        """The task encoders of every seed."""
+        outcome = self._searched(plan, self.config, self.folder, profile, interruptible)
         self.processes.part()
-        self.seconds |= outcome.seconds
         total = plan.steps * len(plan.batches)
         if outcome.steps < total:
             self.stopped = {"steps": outcome.steps, "of": total}
             logging.warning("the search was stopped after step %d of %d", outcome.steps, total)
         return outcome
+
+    def _searched(
+        self,
+        plan: search_loop.Plan,
+        config: config_dict.ConfigDict,
+        folder: Workdir,
+        profile: bool = False,
+        interruptible: bool = False,
+    ) -> search_loop.Outcome:
+        assert self.prepared is not None
+        found = rows.stored(config, self.checked, self.prepared)
+        plan = plan._replace(shape=plan.shape._replace(inner=self.prepared.widths))
+        seconds = search_loop.estimate_seconds(plan)
+        logging.info(
+            "searching %s in %s: %d steps on subsets of %d + %d of %d rows, about %s and the time "
+            "to compile",
+            f"{count(config.n_tasks, 'task')}{_of_seeds(plan)}",
+            count(len(plan.batches), "batch", "batches"),
+            plan.steps, plan.shape.train, plan.shape.test, self.n, duration(seconds),
+        )  # fmt: skip
+        with self.processes.computing():
+            prior = np.log(planning.class_prior(config))
+            outcome = search_loop.run(
+                plan, found, prior, folder, self.processes, profile, interruptible
+            )
+        for name, taken in outcome.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken
+        return outcome
+
+    @property
+    def prior(self) -> np.ndarray:
+        """(K,) float64, shares of the classes."""
+        return planning.class_prior(self.config)
+
+    def _tasks(self, theta: np.ndarray) -> np.ndarray:
+        """Labels of every task for all searched rows, (S, n)."""
+        return np.concatenate([self._encode(theta, split) for split in self.splits], axis=1)
 
     def _encode(self, theta: np.ndarray, split: store.Split) -> np.ndarray:
         """Labels of every task."""
@@ -345,7 +401,9 @@ class _Run:
     ) -> dict[str, Found]:
         """Labels of every split by the stored model, which is what predicts new rows."""
         evenness = planning.evenness(self.config) if self.config.ensemble.vote == "soft" else None
-        model = labelling.model_of(theta, tasks, ensemble, self.statistics, self.kind, evenness)
+        model = labelling.model_of(
+            theta, tasks, ensemble, self.statistics, self.kind, evenness, self.prior
+        )
         self.folder.write_npz("model.npz", labelling.to_arrays(model))
         train, test = self.dataset.train, self.dataset.test
         found = {"train": Found(tasks[:, : train.n], self._predict(model, train))}
@@ -420,7 +478,7 @@ class _Run:
         self.seconds["total"] = time.perf_counter() - self.began
         summary = results.assemble(
             version=hume_jax.__version__,
-            config_hash=config_lib.config_hash(self.config),
+            config_hash=self.hash,
             setting=self.config.setting,
             n_classes=self.config.n_classes,
             ensemble={
@@ -454,8 +512,7 @@ class _Run:
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )
-        # Arrays in memory have no files, of which it would be told what made them.
-        if self.config.data.train.phi1:
+        if self.in_files:
             made = prediction.encoders_of(self.config.data)
             self.folder.write_json(prediction.ENCODERS, made)
         labels = {name: _in_files(split, found[name].vote) for name, split in self._named()}
@@ -483,7 +540,7 @@ class _Run:
             if given:
                 known = samples.open_samples(given)
                 (images if known.texts is None else texts)[name] = known.names
-            elif encoded := table.names((*split.phi1.paths, *split.phi2.paths)):
+            elif self.in_files and (encoded := table.names((*split.phi1.paths, *split.phi2.paths))):
                 images[name] = encoded
         return images, texts
 

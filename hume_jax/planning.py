@@ -36,11 +36,8 @@ def class_prior(config: config_dict.ConfigDict) -> np.ndarray:
 
 
 def evenness(config: config_dict.ConfigDict) -> float:
-    """How even a soft vote makes the classes: as far as the objective's entropy weight says.
-
-    Not at all under a prior of one's own: which class of a vote is its first nobody knows.
-    """
-    return 0.0 if config.class_prior else evenness_of(config.search.entropy_weight)
+    """How far a soft vote brings classes to the prior: as the objective's entropy weight says."""
+    return evenness_of(config.search.entropy_weight)
 
 
 def shard_count(config: config_dict.ConfigDict, n: int) -> int:

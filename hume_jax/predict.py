@@ -17,11 +17,16 @@ from hume_jax import command_line, prediction
 from hume_jax.errors import UserError
 from hume_jax.files import make_folder
 
-_RUN = flags.DEFINE_string("run", "", "Folder of a finished run, may be gs://...")
+# Other commands have flags of these names too; a process runs one command.
+_RUN = flags.DEFINE_string(
+    "run", "", "Folder of a finished run, may be gs://...", allow_override=True
+)
 _PHI1 = flags.DEFINE_multi_string("phi1", [], "Array of the rows to label; once for each file.")
 _PHI2 = flags.DEFINE_multi_string("phi2", [], "The same for phi2, where the run reads it.")
 _IMAGES = flags.DEFINE_string("images", "", "Images to label, in the place of arrays.")
-_OUT = flags.DEFINE_string("out", "labels.csv", "Where labels go: FILE.csv or FILE.parquet.")
+_OUT = flags.DEFINE_string(
+    "out", "labels.csv", "Where labels go: FILE.csv or FILE.parquet.", allow_override=True
+)
 
 
 def main(argv: list[str]) -> None:

@@ -35,6 +35,7 @@ _OWN_FILES = (
     "data.json",
     "batches.json",
     "rows.json",
+    "class_sizes.json",
     "prepared.npz",
     "checkpoints",
     "metrics.jsonl",

@@ -10,10 +10,11 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 import hume_jax
+from hume_jax import command_help, config_fields, verbs
 from hume_jax import config as config_lib
-from hume_jax import config_fields, verbs
 
 NAMES = [verb.name for verb in verbs.VERBS]
 
@@ -167,6 +168,19 @@ def test_flags_are_told_in_a_line_each(hume):
         listed = text.partition("Flags:\n\n")[2].partition("\n\n")[0].splitlines()
         assert len(listed) >= 5
         assert all(re.match(r"  --\w+|  +Where the runs start", line) for line in listed), listed
+
+
+def test_defaults_that_say_nothing_are_left_out():
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("several", [], "Each once.", flag_values=values)
+    flags.DEFINE_integer("number", 0, "From 0.", flag_values=values)
+    flags.DEFINE_enum("kind", "a", ["a", "b"], "Which one.", flag_values=values)
+    texts = [tuple(command_help._of_flag(values[name])) for name in ("several", "number", "kind")]
+    assert texts == [
+        ("--several=VALUE", "Each once."),
+        ("--number=N", "From 0."),
+        ("--kind=a|b", "Which one (default: a)."),
+    ]
 
 
 def test_help_shows_what_a_command_reads_and_no_more(hume):

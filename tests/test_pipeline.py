@@ -19,7 +19,7 @@ import pytest
 
 import hume_jax
 from hume_jax import config as config_lib
-from hume_jax import feeds, labelling, memory, pipeline, planning, scoring
+from hume_jax import feeds, labelling, memory, pipeline, planning, scoring, search_loop
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
@@ -101,7 +101,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """Runs `configs/testing.py` on the small arrays, with further fields."""
 
-    def run(variant: str = "", fields: dict[str, Any] | None = None, read: bool = True) -> Any:
+    def run(
+        variant: str = "", fields: dict[str, Any] | None = None, read: bool = True, name: str = ""
+    ) -> Any:
         config = config_lib.load(f"configs/testing.py:{variant}")
         for split in ("train", "test"):
             config.data[split].update({"phi1": "", "phi2": "", "labels": ""})
@@ -115,7 +117,8 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             for part in sections:
                 section = section[part]
             section[last] = value
-        path = tmp_path_factory.mktemp("runs") / "run"
+        # A name is for a folder that is gone on with.
+        path = folder / name if name else tmp_path_factory.mktemp("runs") / "run"
         pipeline.run(config, path)
         return finished(path) if read else path
 
@@ -385,6 +388,48 @@ def test_class_prior(search, plain):
         # eta KL(p || prior) = eta (sum p log p - sum p log prior).
         excess = (scores["objective"] - scores["heldout_ce"]) / eta + scores["entropy"]
     assert np.all((-np.log(0.4) <= excess) & (excess <= -np.log(0.1)))
+
+
+def test_the_order_of_a_class_prior_is_of_no_consequence(search):
+    one, other = (
+        search(fields={"class_prior": p}) for p in ((0.4, 0.3, 0.2, 0.1), (0.2, 0.4, 0.1, 0.3))
+    )
+    same_search(one, other)
+
+
+def test_an_estimated_class_prior(search, monkeypatch):
+    """Sizes of a first search, then of another under them; a run that was stopped goes on."""
+    fields = {"class_prior": "estimate", "prior.tasks": 2, "search.entropy_weight": 7.0}
+    run = search(fields=fields)
+    rounds = json.loads((run.path / "class_sizes.json").read_text())
+    assert len(rounds) == 2
+    for shares in rounds:
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1)
+    assert run.results["class_prior"] == rounds[-1]
+    parts = [json.loads((run.path / f"sizes_{i}" / "config.json").read_text()) for i in (1, 2)]
+    assert [part["class_prior"] for part in parts] == [[], rounds[0]]
+    assert [part["search"]["entropy_weight"] for part in parts] == [0.1, 1.0]
+    assert [part["n_tasks"] for part in parts] == [2, 2]
+    # The search itself is one under these shares, given as numbers, at the weight of `prior`.
+    given = {"class_prior": tuple(rounds[-1]), "search.entropy_weight": 1.0}
+    same_search(run, search(fields=given))
+    # Stopped after its first round it comes to the same.
+    left = iter((True, False))
+    searched = search_loop.run
+
+    def stopped(*arguments, **keywords):
+        if not next(left):
+            raise KeyboardInterrupt
+        return searched(*arguments, **keywords)
+
+    monkeypatch.setattr(search_loop, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        search(fields=fields, name="again")
+    monkeypatch.undo()
+    again = search(fields=fields, name="again")
+    assert json.loads((again.path / "class_sizes.json").read_text()) == rounds
+    same_search(run, again)
 
 
 def test_classes_are_numbered_by_their_size(search, plain):

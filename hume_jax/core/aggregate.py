@@ -274,6 +274,22 @@ def class_counts(tasks: np.ndarray, n_classes: int) -> np.ndarray:
     return np.stack([np.bincount(task, minlength=n_classes) for task in tasks])
 
 
+def mean_sizes(tasks: np.ndarray, n_classes: int) -> np.ndarray:
+    """Sizes of the classes as tasks find them: the largest of each task, the next, and so on.
+
+    Args:
+      tasks: (S, n) integers in [0, K).
+      n_classes: K.
+
+    Returns:
+      (K,) float64, descending, sum 1: means over the tasks. None is below a twentieth of 1 / K, so
+      that a prior of them leaves every class possible.
+    """
+    counts = np.sort(class_counts(tasks, n_classes), axis=1)[:, ::-1]
+    shares = np.maximum(counts.mean(axis=0) / np.shape(tasks)[1], 1 / (20 * n_classes))
+    return shares / shares.sum()
+
+
 def classes_used(labels: np.ndarray, n_classes: int, smallest: float = 1) -> int:
     """Counts the classes that hold at least ``smallest`` rows of one task.
 

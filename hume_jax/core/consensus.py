@@ -9,7 +9,7 @@ wrong one with full weight. Here the class ``j`` of task ``m`` gives class ``c``
 of its vote, the labels of all rows follow from the votes, and the shares from the labels, in turns:
 annotators whose errors are estimated from their agreement (Dawid & Skene, Applied Statistics 1979),
 with the mean of the annotators in place of a product that would take them for independent. One
-weight for each class makes the mean vote follow a uniform class prior, as closely as is asked.
+weight for each class makes the mean vote follow the class prior, as closely as is asked.
 
 The labels to begin with may leave a class without rows that the tasks do use: classes of different
 tasks are matched one to one, and two of theirs fell upon one. `fill_empty` gives such a class the
@@ -51,6 +51,7 @@ def consensus(
     n_classes: int,
     *,
     evenness: float = 1.0,
+    prior: np.ndarray | None = None,
     rounds: int = 30,
 ) -> Consensus:
     """Lets tasks vote softly, from the labels of another vote.
@@ -60,8 +61,10 @@ def consensus(
       start: (n,) integers in [0, K), the labels to begin with; their numbers are kept, and classes
         without rows filled where tasks use more.
       n_classes: K.
-      evenness: from 0, classes hold as many rows as come, to 1, equally many, as under a uniform
-        prior; see `evenness_of`.
+      evenness: from 0, classes hold as many rows as come, to 1, as many as the prior says; see
+        `evenness_of`.
+      prior: (K,) shares of the classes in any order, the largest for the class that is largest in
+        each turn; uniform by default.
       rounds: at most this many turns.
 
     Returns:
@@ -74,8 +77,8 @@ def consensus(
         done += 1
         tables = vote_tables(tasks, labels, n_classes)
         if evenness > 0:
-            used = np.bincount(labels, minlength=n_classes) > 0
-            weights = _balance(tasks, tables, used, evenness)
+            sizes = np.bincount(labels, minlength=n_classes)
+            weights = _balance(tasks, tables, sizes > 0, evenness, _targets(sizes, prior))
         result = soft_vote(tasks, tables, weights)
         if done == rounds or np.array_equal(result.labels, labels):
             return Consensus(tables, weights, result, done)
@@ -215,23 +218,38 @@ def _mean_vote(tasks: np.ndarray, tables: np.ndarray) -> np.ndarray:
     return total / len(tables)
 
 
-def _balance(
-    tasks: np.ndarray, tables: np.ndarray, used: np.ndarray, evenness: float
-) -> np.ndarray:
-    """Weights under which the mean vote over the rows is as even between used classes as asked.
+def _targets(sizes: np.ndarray, prior: np.ndarray | None) -> np.ndarray:
+    """The share that each class should hold: (K,), the prior in the order of the sizes."""
+    if prior is None:
+        return np.full(len(sizes), 1 / len(sizes))
+    order = np.argsort(-sizes, kind="stable")
+    targets = np.empty(len(sizes))
+    targets[order] = np.sort(prior)[::-1]
+    return targets
 
-    With an evenness of 1 it is the same for all of them, about. A class that nobody uses keeps the
-    weight 1, by which it stays empty.
+
+def _balance(
+    tasks: np.ndarray,
+    tables: np.ndarray,
+    used: np.ndarray,
+    evenness: float,
+    targets: np.ndarray,
+) -> np.ndarray:
+    """Weights under which the mean vote over the rows is as near to the targets as asked.
+
+    With an evenness of 1 it is about these, between the classes that are used. A class that nobody
+    uses keeps the weight 1, by which it stays empty.
     """
     n, k = tasks.shape[1], tables.shape[2]
     # Every second row or fewer, where there are very many.
     share = _mean_vote(tasks[:, :: -(-n * k // _BALANCED_SHARES)], tables).astype(np.float32)
     share = share[:, used]
+    aim = (len(share) * targets[used] / targets[used].sum()).astype(np.float32)
     weights: np.ndarray = np.ones(share.shape[1], np.float32)
     for _ in range(_BALANCING):
-        # In turns: each row's votes add up to one, each class gets as many as the others.
+        # In turns: each row's votes add up to one, each class gets as many as it should.
         rows = 1 / (share @ weights)
-        weights = (len(share) / len(weights) / (rows @ share)) ** np.float32(evenness)
+        weights = (aim / (rows @ share)) ** np.float32(evenness)
     found = np.ones(k)
     found[used] = weights / weights.mean()
     return found

@@ -63,7 +63,7 @@ def objective(
       starts: ``(K, r)`` start of the inner fit in each second space.
       subset: the split.
       temperature: T.
-      log_prior: ``(K,)`` log of the class prior.
+      log_prior: ``(K,)`` log of the class prior, in any order, see `label_entropy`.
       entropy_weight: eta.
       settings: of the inner fit.
       labels: the kind of `task_encoder.labels`.
@@ -99,11 +99,16 @@ def objective(
 def label_entropy(mean_label: Array, log_prior: Array) -> tuple[Array, Array]:
     """Entropy of a label distribution and its divergence ``KL(mean_label || prior)``.
 
+    Nobody knows which class of a task is which of the prior's, so of all orders of the prior that
+    of the least divergence counts: the largest share is held against the largest, and so on.
+
     Args:
       mean_label: ``(K,)`` on the simplex; zeros are allowed, their gradient included.
-      log_prior: ``(K,)``.
+      log_prior: ``(K,)``, in any order.
     """
     inside = mean_label > 0
     log_mean = jnp.log(jnp.where(inside, mean_label, 1))
     entropy = -jnp.sum(mean_label * log_mean)
-    return entropy, -entropy - jnp.sum(mean_label * log_prior)
+    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(mean_label)))
+    matched = jnp.sort(log_prior)[rank]
+    return entropy, -entropy - jnp.sum(mean_label * matched)

@@ -20,7 +20,10 @@ from hume_jax.files import atomic_write
 if TYPE_CHECKING:
     from hume_jax.report.page import folder
 
-_RUN = flags.DEFINE_string("run", "", "Folder of a finished run; its report.html is drawn anew.")
+# Other commands have flags of these names too; a process runs one command.
+_RUN = flags.DEFINE_string(
+    "run", "", "Folder of a finished run; its report.html is drawn anew.", allow_override=True
+)
 _SAMPLES = {
     split: flags.DEFINE_string(
         f"{split}_samples",
@@ -31,7 +34,9 @@ _SAMPLES = {
     for split in ("train", "test")
 }
 _COMPARE = flags.DEFINE_bool("compare", False, "Set the two runs side by side that follow.")
-_OUT = flags.DEFINE_string("out", "compare.html", "Where --compare writes its page.")
+_OUT = flags.DEFINE_string(
+    "out", "compare.html", "Where --compare writes its page.", allow_override=True
+)
 
 
 def main(argv: list[str]) -> None:

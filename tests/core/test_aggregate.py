@@ -296,6 +296,14 @@ def test_classes_used_and_collapsed() -> None:
     np.testing.assert_array_equal(aggregate.collapsed(tasks, 4, prior), [True, False, False, False])
 
 
+def test_mean_sizes_are_those_of_the_classes_in_order() -> None:
+    tasks = np.array([[0] * 60 + [1] * 30 + [2] * 10, [2] * 50 + [0] * 40 + [1] * 10])
+    np.testing.assert_allclose(aggregate.mean_sizes(tasks, 3), [0.55, 0.35, 0.10])
+    # A class that no task has left rows in stays possible: a twentieth of 1 / K.
+    lost = aggregate.mean_sizes(np.zeros((2, 100), int), 2)
+    np.testing.assert_allclose(lost, np.array([1, 0.025]) / 1.025)
+
+
 def test_rank_keeps_to_tiers() -> None:
     scores = np.array([0.3, 0.1, np.nan, 0.2, 0.2])
     np.testing.assert_array_equal(aggregate.rank(scores), [1, 3, 4, 0, 2])

@@ -82,6 +82,16 @@ def test_balance_evens_out_rows_that_tasks_disagree_on() -> None:
     np.testing.assert_array_equal(even.vote.labels, true)
 
 
+@pytest.mark.parametrize("largest", [0, 1])
+def test_balance_follows_a_prior_in_whatever_order(largest: int) -> None:
+    # The tasks put 140 or 150 rows in a class; the prior says that the larger one holds 160.
+    tasks = np.stack([np.where(np.arange(200) < cut, largest, 1 - largest) for cut in (140, 150)])
+    tasks = np.concatenate([tasks, np.where(np.arange(200) < 160, largest, 1 - largest)[None]])
+    for prior in ([0.8, 0.2], [0.2, 0.8]):
+        found = consensus.consensus(tasks, tasks[0], 2, prior=np.array(prior))
+        assert np.bincount(found.vote.labels)[largest] == 160
+
+
 @pytest.mark.parametrize("entropy_weight", [0.1, 1.0, 5.0])
 def test_uneven_classes_cost_their_divergence(entropy_weight: float) -> None:
     # Where transport plus eta KL(sizes || uniform) is least, a class's weight is its size, in units
@@ -91,7 +101,7 @@ def test_uneven_classes_cost_their_divergence(entropy_weight: float) -> None:
     labels = np.where(rng.random(500) < 0.3, rng.integers(0, 5, 500), task[0])
     tables = consensus.vote_tables(task, labels, 5)
     evenness = consensus.evenness_of(entropy_weight)
-    weights = consensus._balance(task, tables, np.ones(5, bool), evenness)
+    weights = consensus._balance(task, tables, np.ones(5, bool), evenness, np.full(5, 0.2))
     votes = tables[0][task[0]] * weights
     sizes = (votes / votes.sum(axis=1, keepdims=True)).mean(axis=0)
     assert sizes.max() > 1.01 * sizes.min()

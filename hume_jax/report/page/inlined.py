@@ -26,10 +26,11 @@ _LAYOUTS = (
 )
 # Images by which it is told what a layout takes.
 _TRIED = 40
-# Classes up to which each list has so many rows, where rows are texts, names or numbers.
-_LINES = ((40, 8), (200, 5), (10**9, 3))
-# Characters that are shown of a text, and at a point of the map of a text or of an image's name.
-_TEXT, _HOVER, _HOVER_NAME = 240, 90, 30
+# Where rows are texts, names or numbers: classes up to which each list has so many of them, and of
+# each so many characters.
+_LINES = ((40, 8, 240), (200, 5, 240), (10**9, 2, 100))
+# Characters at a point of the map, of a text or of an image's name.
+_HOVER, _HOVER_NAME = 60, 30
 _QUALITY = 70
 
 Key = tuple[str, int]  # split and row
@@ -83,14 +84,15 @@ def collect(run: folder.Run, path: Path, given: Mapping[str, str] | None = None)
             names |= {k: found.texts[k[1]] for k in keys if k[0] == split}
         elif found is not None:
             sources[split] = found
-    shown, side = _lines(run.n_classes), 0
+    shown, length = next(rest for most, *rest in _LINES if run.n_classes <= most)
+    side = 0
     if sources:
         shown, side, thumbnails, broken = _thumbnails(run, sources)
         names |= {k: sources[k[0]].names[k[1]] for k in keys if k[0] in sources}
         if broken:
             notes.append(f"{broken} of the images to show cannot be read.")
     kind = "images" if thumbnails else "names" if "image" in known else "texts" if names else "rows"
-    names = {key: _cut(name, _TEXT) for key, name in names.items()}
+    names = {key: _cut(name, length) for key, name in names.items()}
     return Inlined(kind, shown, names, thumbnails, side, notes)
 
 
@@ -135,10 +137,6 @@ def _keys(run: folder.Run, prefix: str) -> Iterator[Key]:
     splits = run.splits
     of, rows = (run.arrays[f"{prefix}_{name}"].reshape(-1).tolist() for name in ("split", "row"))
     return ((splits[i], row) for i, row in zip(of, rows, strict=True) if row >= 0)
-
-
-def _lines(n_classes: int) -> int:
-    return next(lines for most, lines in _LINES if n_classes <= most)
 
 
 def _thumbnails(
