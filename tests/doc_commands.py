@@ -1,7 +1,7 @@
 """Stands for `hume`, `python` and schedulers in the shell blocks of the documents.
 
-As `hume ARGUMENTS` it is that command with the arguments of DOC_ARGUMENTS behind its own, and one
-encoder more, `tiny`. Programs of `note_instead` run nothing: they note what they were told, and
+As `hume ARGUMENTS` it is that command, where it takes a config with the arguments of DOC_ARGUMENTS
+behind its own, and with one encoder more, `tiny`. Programs of `note_instead` run nothing: they note what they were told, and
 `check` reads the flags of that as the commands would.
 """
 
@@ -58,7 +58,10 @@ def main(arguments: list[str]) -> None:
     from hume_jax.representations.encoders import presets
 
     presets.PRESETS["tiny"] = tiny_encoder.preset
-    sys.argv = ["hume", *arguments, *shlex.split(os.environ.get("DOC_ARGUMENTS", ""))]
+    # Those of fields: what takes no config has none.
+    configured = any(argument.startswith("--config=") for argument in arguments)
+    more = shlex.split(os.environ.get("DOC_ARGUMENTS", "")) if configured else []
+    sys.argv = ["hume", *arguments, *more]
     cli.run()
 
 
