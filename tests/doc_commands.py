@@ -1,8 +1,8 @@
 """Stands for `hume`, `python` and schedulers in the shell blocks of the documents.
 
 As `hume ARGUMENTS` it is that command, where it takes a config with the arguments of DOC_ARGUMENTS
-behind its own, and with one encoder more, `tiny`. Programs of `note_instead` run nothing: they note what they were told, and
-`check` reads the flags of that as the commands would.
+behind its own, and with one encoder more, `tiny`. Programs of `note_instead` run nothing: they note
+what they were told, and `check` reads the flags of that as the commands would.
 """
 
 import importlib
