@@ -1,6 +1,9 @@
 """Docstrings as they are written here, plain text that is read in an editor, for Sphinx."""
 
 import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -14,14 +17,17 @@ def process(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: 
     text = _CODE.sub(lambda m: f"``{' '.join(m[1].split())}``", "\n".join(lines))
     paragraphs = text.split("\n\n")
     if kind == "module":
-        paragraphs = [_literal(paragraph) for paragraph in paragraphs]
+        paragraphs = list(_literal(paragraphs))
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
-def _literal(paragraph: str) -> str:
-    if paragraph.startswith(("    ", "|")):
-        return "::\n\n" + "\n".join(f"    {line}" for line in paragraph.split("\n"))
-    return paragraph
+def _literal(paragraphs: Iterable[str]) -> Iterator[str]:
+    for as_it_is, several in groupby(paragraphs, lambda text: text.startswith(("    ", "|"))):
+        if as_it_is:
+            yield "::"
+            yield from (textwrap.indent(each, "    ") for each in several)
+        else:
+            yield from several
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
