@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
-from hume_jax.config import PATHS, PRIOR
+from hume_jax.config import NUMBER, PATHS, PRIOR
 
 _PAPER_ENCODERS = {"dino": "dinov2_vitg14", "clip": "clip_vit_l14", "bit": "bit_m_r50x1"}
 # Variants of the configs of the paper's datasets, beside `setting` and `preset`.
@@ -28,8 +28,9 @@ def get_config() -> config_dict.ConfigDict:
     config.preset = "fast"
     # What is searched: 'inductive' the train rows, 'transductive' the train and test rows.
     config.setting = "inductive"
-    # Number of classes to find; 0 = must be given.
-    config.n_classes = 0
+    # Number of classes to find; 'auto' = the one that the rows support best, if there is one, by
+    # many searches first (docs/choose_k.md); 0 = must be given.
+    config.n_classes = config_dict.FieldReference(0, field_type=NUMBER)
     # Shares of the rows that the classes are expected to hold: a tuple of n_classes positive
     # numbers (scaled to sum 1) in any order; 'estimate' where nobody knows them, see `prior`; () =
     # the same for all.

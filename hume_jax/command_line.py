@@ -27,6 +27,8 @@ _TAKES = {
     int: "a whole number",
     float: "a number",
     tuple: 'numbers in brackets and quotes, "(10,20)"',
+    config_lib.NUMBER: "a whole number, or auto",
+    config_lib.PRIOR: 'numbers in brackets and quotes, "(0.2,0.8)", or estimate',
 }
 # Of a disk that takes no more.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -34,8 +34,11 @@ PATHS = (str, tuple)
 
 _FIELD_FLAG = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 
-# The type of `class_prior`: numbers, or a word.
+# The types of `class_prior` and of `n_classes`: numbers, or a word.
 PRIOR = (tuple, str)
+NUMBER = (int, str)
+# What `n_classes` is where a run is to choose it, see `choose_k`.
+AUTO = "auto"
 
 # Fields that say how fast a run is, what it tells and what it keeps meanwhile; but for rounding
 # they change nothing of what it finds.
@@ -62,10 +65,21 @@ class _PathsParser(flags.ArgumentParser):
         return "path or tuple of paths"
 
 
+class _NumberParser(flags.ArgumentParser):
+    """Reads `10` as a number and `auto` as the word."""
+
+    def parse(self, argument: Any) -> int | str:
+        return argument if argument == AUTO else int(argument)
+
+    def flag_type(self) -> str:
+        return "whole number or auto"
+
+
 # Without a parser of its own the field would be a boolean flag to absl, and `--field a.npy`, with a
 # space, would be read as `True`.
 config_flags.register_flag_parser_for_type(PATHS, _PathsParser())
 config_flags.register_flag_parser_for_type(PRIOR, _PathsParser())
+config_flags.register_flag_parser_for_type(NUMBER, _NumberParser())
 
 
 def __getattr__(name: str) -> types.ModuleType:

@@ -122,6 +122,11 @@ def check_values(flat: Mapping[str, Any]) -> None:
             raise UserError(f"config field {name!r} has no value: set it, or choose a preset")
     for name in CHOICES:
         check_choice(name, flat[name])
+    if isinstance(flat["n_classes"], str) and flat["n_classes"] != "auto":
+        raise UserError(
+            f"config field 'n_classes' is {flat['n_classes']!r}, it must be a whole number, or "
+            "'auto' to choose one"
+        )
     for name, value in flat.items():
         if isinstance(value, int | float):
             _check_limits(name, value)
@@ -213,7 +218,7 @@ def paths(field: str, value: Any, encoders: str | Sequence[str] = "") -> str | t
     return several
 
 
-def prior(weights: Iterable[float] | str, n_classes: int) -> tuple[float, ...] | str:
+def prior(weights: Iterable[float] | str, n_classes: int | str) -> tuple[float, ...] | str:
     """Checks the class prior and scales it to sum 1; () stands for the uniform one."""
     if isinstance(weights, str):
         if weights != "estimate":
@@ -225,6 +230,11 @@ def prior(weights: Iterable[float] | str, n_classes: int) -> tuple[float, ...] |
     values = tuple(weights)
     if not values:
         return ()
+    if isinstance(n_classes, str):
+        raise UserError(
+            f"config field 'class_prior' has {len(values)} values, and 'n_classes' is "
+            f"{n_classes!r}: give the number of classes, or leave the prior () or 'estimate'"
+        )
     if len(values) != n_classes:
         raise UserError(
             f"config field 'class_prior' has {len(values)} values for {n_classes} classes: "

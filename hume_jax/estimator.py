@@ -62,7 +62,8 @@ class HUME(ClusterMixin, BaseEstimator):
     representation, that is searched for from a random start; they are aligned and put to the vote.
 
     Args:
-      n_classes: K, the number of classes to find.
+      n_classes: K, the number of classes to find; 'auto': the one that the rows support best, by
+        many searches first (docs/choose_k.md); an error where they support none.
       n_tasks: searches from different random starts; None: as the preset has it, 16.
       random_state: seed, a generator to draw one from, or None for one of the system's.
       spaces: 'both': task encoders are linear in phi1 and phi2 joined, and each has an inner fit;
@@ -84,6 +85,7 @@ class HUME(ClusterMixin, BaseEstimator):
       agreement_: (n,) float32, the share of the votes that this class got, 0 to 1.
       margin_: (n,) float32, by how much of the votes it is ahead of the next.
       tasks_: (M, n) int32, labels of each task that votes, in the class numbers of `labels_`.
+      n_classes_: K, int.
       classes_: (K,) int64, class numbers in the order of their size; empty ones are the last.
       score_: how well linear models, trained on part of `labels_`, predict the rest, without a true
         label: accuracy in cross-validation, 0 to 1, mean of the spaces. Higher is better; compare
@@ -97,7 +99,7 @@ class HUME(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_classes: int = 10,
+        n_classes: int | str = 10,
         *,
         n_tasks: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -263,7 +265,8 @@ class HUME(ClusterMixin, BaseEstimator):
 
     def _set(self, model: labelling.Model, **fitted: np.ndarray) -> None:
         self.model_ = model
-        self.classes_ = np.arange(model.theta.shape[2])
+        self.n_classes_ = model.theta.shape[2]
+        self.classes_ = np.arange(self.n_classes_)
         for name, value in fitted.items():
             setattr(self, name, value)
 

@@ -78,6 +78,7 @@ class FromMemory:
         run_seeds: Sequence[int],
         log_prior: np.ndarray,
         mesh: Mesh,
+        programs: Programs | None = None,
     ) -> None:
         """Takes what the steps read.
 
@@ -87,11 +88,13 @@ class FromMemory:
           run_seeds: of the run; every batch holds the tasks of all of them.
           log_prior: (K,).
           mesh: of the devices.
+          programs: of a feed of the same settings, not to be compiled again for rows of one shape.
         """
         self.seconds = Seconds()
-        self._programs = Programs(self.seconds)
+        self._programs = Programs(self.seconds) if programs is None else programs
         self._settings, self._mesh = settings, mesh
         self._data = data
+        self._shape = tuple(leaf.shape for leaf in jax.tree.leaves(data))
         self._seeds, self._log_prior = parallel.place_everywhere(
             (np.asarray(run_seeds, np.uint32), np.asarray(log_prior, np.float32)), mesh
         )
@@ -108,7 +111,8 @@ class FromMemory:
         numbers = parallel.place_everywhere(np.asarray(tasks, np.int32), self._mesh)
         arguments = self._seeds, numbers, self._data
         where = jax.tree.map(lambda leaf: leaf.sharding, self.shapes(tasks))
-        init = self._programs.get(("init", len(tasks)), program, arguments, out_shardings=where)
+        key = ("init", len(tasks), *self._shape)
+        init = self._programs.get(key, program, arguments, out_shardings=where)
         began = time.perf_counter()
         state = jax.block_until_ready(init(*arguments))
         self.seconds.search += time.perf_counter() - began
@@ -136,7 +140,7 @@ class FromMemory:
 
     def _block(self, state: search.State, length: int) -> Any:
         program = functools.partial(seeds.run_steps, settings=self._settings, steps=length)
-        key = (len(state.task), length)
+        key = (len(state.task), length, *self._shape)
         arguments = self._arguments(state)
         # Where the state lies it stays; what is looked at lies wherever XLA has it.
         where = (parallel.by_task(state, self._mesh), None)

@@ -124,9 +124,9 @@ def _encoded(
 
 
 def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:
-    store.check_headers(
-        config.data, config.n_classes, config.setting, coming, spaces=config.search.spaces
-    )
+    # The least number will do where one is to be chosen.
+    number = 2 if config.n_classes == config_lib.AUTO else config.n_classes
+    store.check_headers(config.data, number, config.setting, coming, spaces=config.search.spaces)
 
 
 def run() -> None:

@@ -28,6 +28,9 @@ from hume_jax import (
 )
 from hume_jax import config as config_lib
 from hume_jax.core import aggregate
+from hume_jax.errors import UserError
+from hume_jax.evaluation import n_classes
+from hume_jax.evaluation.n_classes import Recommendation
 from hume_jax.preemption import ending
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import count, duration, rows_progress
@@ -115,6 +118,10 @@ def _run(
         if profile:
             logging.warning("nothing is profiled: there are no steps left")
         return finished or {}
+    asked, chosen = config, None
+    if config.n_classes == config_lib.AUTO:
+        chosen = _number_of_classes(config, folder, files, processes)
+        config = config_dict.ConfigDict({**config.to_dict(), "n_classes": chosen.value}).lock()
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
     searched = store.search_spaces(files, config.search.spaces)
     store.check_classes(searched, config.n_classes, config.setting)
@@ -136,6 +143,7 @@ def _run(
             logging.warning("%s", warning)
         logging.info("%s", planning.where(plan))
         stages = _Run(config, checked, folder, began, processes)
+        stages.hash, stages.chosen = config_lib.config_hash(asked), chosen
         plan = planning.shared(planning.keep_batches(plan, folder), processes)
         stages.prepare(plan)
         if class_sizes.asked_for(config):
@@ -160,6 +168,27 @@ def _entered(folder: Workdir, processes: Processes) -> Iterator[None]:
         if not processes.first:
             stack.enter_context(folder)
         yield
+
+
+def _number_of_classes(
+    config: config_dict.ConfigDict, folder: Workdir, files: store.Dataset, processes: Processes
+) -> Recommendation:
+    """The number of classes that the rows support.
+
+    Raises:
+      UserError: none, and why.
+    """
+    from hume_jax import choose_k
+
+    place = folder.place / "choose_k"
+    found = choose_k.recommend(config, place, processes, files=files)
+    logging.info("%s", found.reason)
+    if found.value is None:
+        raise UserError(
+            f"n_classes='auto': {found.reason} ({place} has the criteria and plots): give "
+            "'n_classes' a number"
+        )
+    return found
 
 
 def _each_seed(stages: "_Run", outcome: search_loop.Outcome) -> dict[str, Any]:
@@ -237,9 +266,11 @@ class _Run:
         self.processes = processes
         # The config, which has an estimate in the place of a class prior that is to be estimated.
         self.config, self.hash = config, config_lib.config_hash(config)
+        self.chosen: Recommendation | None = None  # of the number of classes
         self.checked, self.folder, self.began = checked, folder, began
         self.dataset, self.statistics = checked.dataset, checked.statistics
         self.prepared: Prepared | None = None
+        self.unsupported: list[str] = []  # what speaks against as many classes
         self.bounded = False  # whether memory has no room for copies of the rows
         # Beside files, not beside arrays in memory, stands what made them.
         self.in_files = bool(config.data.train.phi1)
@@ -271,6 +302,7 @@ class _Run:
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
         of_vote = self._vote_scores(found)
+        self.unsupported = self._unsupported(tasks[ensemble.members], found)
         floor_and_ceiling = self._baselines()
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
@@ -412,6 +444,15 @@ class _Run:
             found["test"] = Found(own, self._predict(model, test))
         return found
 
+    def _unsupported(self, voters: np.ndarray, found: dict[str, Found]) -> list[str]:
+        """Warnings if the rows do not support as many classes as were asked for."""
+        votes = [part.vote.labels for part in found.values()][: len(self.splits)]
+        labels = np.concatenate(votes)
+        lines = n_classes.unsupported(voters, labels, self.config.n_classes, prior=self.prior)
+        for line in lines:
+            logging.warning("%s", line)
+        return lines
+
     def _baselines(self) -> dict[str, np.ndarray]:
         # Without labels there is nothing to compare.
         labelled = any(
@@ -509,6 +550,8 @@ class _Run:
             class_prior=self.config.class_prior or None,
             duplicates=aggregate.duplicates(scores["agreement_matrix"]),
             collapsed=np.flatnonzero(scores["collapsed"]),
+            unsupported=self.unsupported or None,
+            choose_k=None if self.chosen is None else self.chosen._asdict(),
             dropped={str(i): self.dropped[i] for i in np.flatnonzero(self.dropped)} or None,
             stopped=self.stopped,
         )

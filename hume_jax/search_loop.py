@@ -15,7 +15,7 @@ from hume_jax import compiling, memory, parallel, profiling, work
 from hume_jax.core import search
 from hume_jax.disk_feed import FromDisk
 from hume_jax.errors import Preempted, UserError
-from hume_jax.feeds import Feed, FromMemory
+from hume_jax.feeds import Feed, FromMemory, Programs
 from hume_jax.preemption import Watch
 from hume_jax.processes import ALONE, Processes
 from hume_jax.progress import Progress, count, duration, rows_progress
@@ -117,6 +117,32 @@ def run(
     return Outcome(theta, dropped, seconds, runner.steps)
 
 
+def encoders(
+    plan: Plan, rows: StoredRows, log_prior: np.ndarray, programs: Programs | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A short search of one seed that keeps no state and logs nothing.
+
+    Args:
+      plan: what is run.
+      rows: the search rows.
+      log_prior: (K,).
+      programs: of earlier searches of the same settings, used again for rows of one shape.
+
+    Returns:
+      (S, d1, K) float32 task encoders, and (S,) int32 the step, from 1, at which a task was
+      dropped; 0: none.
+    """
+    found = []
+    with _feed(plan, rows, log_prior, programs) as feed:
+        for tasks in plan.batches:
+            state = feed.start(tasks)
+            while (left := plan.steps - int(state.step)) > 0:
+                state, _ = feed.advance(state, min(plan.log_every, left))
+            found.append(_encoders(state))
+    theta, dropped = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return theta, dropped
+
+
 def _preempted(where: str) -> Preempted:
     return Preempted(
         f"stopped by SIGTERM after {where}, which is saved; the same command goes on from there"
@@ -135,7 +161,9 @@ def _check_left(plan: Plan, dropped: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _feed(plan: Plan, rows: StoredRows, log_prior: np.ndarray) -> Iterator[Feed]:
+def _feed(
+    plan: Plan, rows: StoredRows, log_prior: np.ndarray, programs: Programs | None = None
+) -> Iterator[Feed]:
     mesh = parallel.make_mesh(plan.unit, rows.shards, asked=plan.mesh)
     if plan.rows == "disk":
         (seed,) = plan.seeds
@@ -144,7 +172,7 @@ def _feed(plan: Plan, rows: StoredRows, log_prior: np.ndarray) -> Iterator[Feed]
     else:
         with rows_progress(rows.n, "rows read") as done:
             data = hold(rows, mesh, done, plan.storage)
-        yield FromMemory(data, plan.settings, plan.seeds, log_prior, mesh)
+        yield FromMemory(data, plan.settings, plan.seeds, log_prior, mesh, programs)
 
 
 def _run(plan: Plan, feed: Feed, runner: "_Runner") -> list[tuple[np.ndarray, np.ndarray]]:

@@ -324,6 +324,8 @@ def test_resolve_needs_all_fields():
         ("score.folds", 10001, "at most score.rows, which is 10000"),
         ("inner.adjoint", "implict", "did you mean 'implicit'"),
         ("class_prior", (0.5, 0.5), "2 values for 3 classes"),
+        ("class_prior", "estimated", r"'estimate', or \(\) for the uniform prior"),
+        ("n_classes", "automatic", "a whole number, or 'auto'"),
         ("class_prior", (0.5, 0.5, 0.0), "positive numbers"),
         ("class_prior", (0.5, 0.5, math.nan), "positive numbers"),
         ("class_prior", ("a", "b", "c"), "positive numbers"),

@@ -193,6 +193,8 @@ def test_a_pickle_is_never_loaded(tmp_path: pathlib.Path) -> None:
     [
         ({"n_classes": 1}, "'n_classes' is 1, it must be at least 2"),
         ({"n_classes": 2.5}, "n_classes is 2.5"),
+        ({"n_classes": "many"}, "'n_classes' is 'many', it must be a whole number, or 'auto'"),
+        ({"n_classes": "auto", "class_prior": [0.5, 0.5]}, "give the number of classes"),
         ({"n_classes": 200}, "more than the 150 searched rows"),
         ({"spaces": "three"}, "'search.spaces' is 'three', it must be one of"),
         ({"vote": "sft"}, "did you mean 'soft'"),
@@ -330,6 +332,20 @@ def test_parameters_as_scikit_learn_has_them() -> None:
     assert (copy.n_classes, copy.config) == (4, SMALL)
     # Equal, not the same object.
     assert copy is not hume
+
+
+@pytest.mark.slow
+def test_finds_the_number_of_classes_too(
+    rows: tuple[np.ndarray, ...], tmp_path: pathlib.Path
+) -> None:
+    hume = small("auto", workdir=tmp_path / "run").fit(*rows[:2])
+    assert hume.n_classes_ == K
+    assert hume.results_["choose_k"]["value"] == K
+    assert metrics.score(hume.labels_, rows[2])["acc"] > 0.95
+    assert (tmp_path / "run" / "choose_k" / "choose_k.png").exists()
+    noise = np.random.default_rng(0).normal(size=(2, 400, 8))
+    with pytest.raises(UserError, match="n_classes='auto': no recommendation"):
+        small("auto").fit(noise[0], noise[1])
 
 
 def test_is_one_of_the_public_names() -> None:

@@ -23,7 +23,7 @@ from hume_jax import feeds, labelling, memory, pipeline, planning, scoring, sear
 from hume_jax.core.inner_fit import InnerFit
 from hume_jax.core.search import Search
 from hume_jax.errors import UserError
-from hume_jax.evaluation import metrics
+from hume_jax.evaluation import metrics, n_classes
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -102,7 +102,7 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """Runs `configs/testing.py` on the small arrays, with further fields."""
 
     def run(
-        variant: str = "", fields: dict[str, Any] | None = None, read: bool = True, name: str = ""
+        variant: str = "", fields: dict[str, Any] | None = None, read: bool = True, kept: str = ""
     ) -> Any:
         config = config_lib.load(f"configs/testing.py:{variant}")
         for split in ("train", "test"):
@@ -118,7 +118,7 @@ def search(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
                 section = section[part]
             section[last] = value
         # A name is for a folder that is gone on with.
-        path = folder / name if name else tmp_path_factory.mktemp("runs") / "run"
+        path = folder / kept if kept else tmp_path_factory.mktemp("runs") / "run"
         pipeline.run(config, path)
         return finished(path) if read else path
 
@@ -233,6 +233,16 @@ def test_a_model_survives_its_file(quickstart):
     again = labelling.from_arrays(labelling.to_arrays(model))
     assert again.kind == model.kind == "rows"
     jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_a_run_says_which_classes_its_tasks_disagree_on(quickstart):
+    model = quickstart.model()
+    phi1 = [np.load(QUICKSTART / "phi1_train.npy")]
+    tasks = labelling.encode(model.theta, phi1, model.statistics, model.kind)
+    expected = n_classes.unsupported(tasks, quickstart.column("label"), 10)
+    # Six steps are no search.
+    assert expected[0].startswith("tasks disagree on ")
+    assert quickstart.results["unsupported"] == expected
 
 
 def poison(monkeypatch, tasks: list[int]) -> None:
@@ -425,9 +435,9 @@ def test_an_estimated_class_prior(search, monkeypatch):
 
     monkeypatch.setattr(search_loop, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        search(fields=fields, name="again")
+        search(fields=fields, kept="again")
     monkeypatch.undo()
-    again = search(fields=fields, name="again")
+    again = search(fields=fields, kept="again")
     assert json.loads((again.path / "class_sizes.json").read_text()) == rounds
     same_search(run, again)
 

@@ -6,7 +6,7 @@ stored at twice that.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from hume_jax.evaluation.n_classes import Measured, Recommendation, above_chance
 from hume_jax.files import atomic_write
 from hume_jax.report.results import SPLITS, best_task, compared_split, describe
 
@@ -294,6 +295,81 @@ def write_png(path: str | os.PathLike[str], figure: Figure) -> None:
     """Writes a figure whole or not at all."""
     with atomic_write(path) as file:
         FigureCanvasAgg(figure).print_png(file, pil_kwargs={"compress_level": 9})
+
+
+def draw_numbers_of_classes(
+    path: str | os.PathLike[str],
+    measured: Sequence[Measured],
+    reference: Measured,
+    found: Recommendation,
+) -> None:
+    """Draws each label-free criterion against the number of classes.
+
+    A dot is a task or a pair of tasks, the line their mean; the last panel shows on which numbers
+    the resamples fall.
+
+    Args:
+      path: the PNG file.
+      measured: of each number, ascending.
+      reference: of rows without classes.
+      found: what was recommended.
+    """
+    numbers = [m.n_classes for m in measured]
+    panels: list[tuple[str, Callable[[Measured], np.ndarray]]] = [
+        ("agreement of disjoint halves (ARI)", lambda m: m.across),
+        ("agreement within a half (ARI)", lambda m: m.within),
+        ("CV accuracy above chance", lambda m: above_chance(m.cv_accuracy, m.n_classes)),
+        ("classes in use, share of K", lambda m: m.used / m.n_classes),
+        ("smallest class (1: n / K rows)", lambda m: m.smallest),
+    ]
+    with _figure(path, 9.5, 5.4) as figure:
+        grid = figure.subplots(2, 3, sharex=True).ravel()
+        for axes, (name, values) in zip(grid, panels, strict=False):
+            each = [np.ravel(values(m)) for m in measured]
+            x = np.repeat(numbers, [len(v) for v in each])
+            axes.plot(x, np.concatenate(each), "o", color=_BLUE, alpha=0.15, markersize=3)
+            axes.plot(numbers, [v.mean() for v in each], color=_BLUE, linewidth=1.4)
+            axes.set_ylabel(name)
+            axes.set_ylim(min(0.0, *(v.min() for v in each)) - 0.02, 1.04)
+        grid[5].vlines(list(found.shares), 0, list(found.shares.values()), _BLUE, linewidth=3)
+        grid[5].set_ylabel("share of the resamples")
+        grid[5].set_ylim(-0.02, 1.04)
+        for axes in grid:
+            if found.value:
+                axes.axvline(found.value, color=_ORANGE, linewidth=1.2, zorder=0)
+            _number_axis(axes, numbers[-1])
+            _frame(axes)
+        _mark_reference(grid[0], reference)
+        title = f"{found.value} classes" if found.value else "no recommendation"
+        grid[0].set_title(title, loc="left")
+        for axes in grid[3:]:
+            axes.set_xlabel("number of classes K")
+
+
+def _number_axis(axes: Axes, last: int) -> None:
+    """Numbers of classes, by their logarithm where there are many."""
+    if last <= 20:
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        return
+    axes.set_xscale("log")
+    ticks = [d * 10**e for e in range(6) for d in (1, 2, 5) if 2 <= d * 10**e <= last]
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _mark_reference(axes: Axes, reference: Measured) -> None:
+    height = reference.across.mean()
+    axes.plot([reference.n_classes], [height], "x", color=_GREY, markersize=7)
+    right = 2 * reference.n_classes > sum(axes.get_xlim())
+    axes.annotate(
+        "rows without classes",
+        (reference.n_classes, height),
+        xytext=(-7 if right else 7, -3),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        color=_GREY,
+        fontsize=8,
+    )
 
 
 def _scatter(axes: Axes, tasks: Sequence[Mapping[str, Any]], score: Any) -> None:

@@ -17,6 +17,7 @@ Arguments may be arrays of any float type; results are float64 NumPy arrays, wha
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,8 +187,13 @@ def eq7(
     x_train, x_test = with_constant(phi2_train), with_constant(phi2_test)
     w = solve(y_train, x_train, penalty)
     mean = jnp.mean(jnp.concatenate([y_train, y_test]), axis=0)
-    prior = jnp.full_like(mean, 1 / mean.size) if prior is None else prior / jnp.sum(prior)
-    divergence = jnp.sum(mean * (jnp.log(mean) - jnp.log(prior)))
+    if prior is None:
+        orders = jnp.full((1, mean.size), 1 / mean.size)
+    else:
+        # Which class is which of the prior's is open: the order of the least divergence counts.
+        every = jnp.array(list(itertools.permutations(range(mean.size))))
+        orders = (prior / jnp.sum(prior))[every]
+    divergence = jnp.min(jnp.sum(mean[None] * (jnp.log(mean)[None] - jnp.log(orders)), axis=1))
     value = cross_entropy(w, x_test, y_test) + entropy_weight * divergence
     return value, jnp.linalg.norm(jax.grad(inner_loss)(w, x_train, y_train, penalty))
 
