@@ -41,8 +41,8 @@ _RESAMPLES = 1000
 _HIDDEN = 0.1
 # The next number of a coarse grid is by this factor larger, from where every number is taken.
 _FACTOR, _DENSE_TO = 1.2, 8
-# Tasks agree on a class if they share at least this much of its rows (Jaccard index): with the
-# right number of classes all of them did, with most others some did not (docs/choose_k.md).
+# Tasks agree on a class if they share at least this much of its rows (Jaccard index). Set on two
+# draws, where with the right number they agreed on all classes and with most others not.
 _AGREED = 0.7
 
 
