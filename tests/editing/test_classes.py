@@ -359,6 +359,34 @@ def test_a_seed_of_several_and_one_space_alone(
     assert (edited.tables["train"].labels == 4).any()
 
 
+@pytest.mark.slow
+def test_a_run_in_an_object_store(
+    made: pathlib.Path,
+    edited: pathlib.Path,
+    object_store: str,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from etils import epath
+
+    from hume_jax import classes, reliable
+
+    place = epath.Path(object_store) / "edited"
+    made_by_edits = ("classes.csv", "classes.json", "report.html", ".lock")
+    for file in edited.iterdir():
+        if file.is_file() and file.name not in made_by_edits:
+            (place / file.name).write_bytes(file.read_bytes())
+    command(classes, f"--run={place}")
+    assert capsys.readouterr().out == f"{place}/classes.csv\n{place}/report.html\n"
+    assert (place / "classes.csv").read_bytes() == (edited / "classes.csv").read_bytes()
+    assert "Class 1: half, of a class" in (place / "report.html").read_text()
+    assert prediction.edited(prediction.open_run(str(place))).parts.keys() == {1}
+    out = made / "store.npz"
+    command(reliable, f"--run={place}", f"--out={out}", "--agreement=0", "--margin=0")
+    with np.load(out) as arrays:
+        assert set(arrays["label"]) == {0, 1, 2, 4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
