@@ -3,7 +3,7 @@
 #   make quickstart   find the ten classes of the dataset inside the package
 #   make test         lint, types, short tests        make test-all   every test
 #   make format       format and fix what can be      make hooks      have Git do so at each commit
-#   make clean        remove what was made here
+#   make docs         the documents, docs/_build/html make clean      remove what was made here
 #
 # The short tests with other packages, each in an environment of its own, without the pins:
 #
@@ -25,6 +25,7 @@ EXTRAS := arrays,baselines,gcs,images,test
 # made again.
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
+DOCUMENTS := $(VENV)/.installed-docs
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(INSTALL)
 # A process for each core, up to where memory rather than time would run short. The tests of a file
@@ -33,7 +34,7 @@ PYTEST := -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no
 SHORT := -m "not slow" --hypothesis-profile=fixed
 
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-all test-oldest test-newest test-package lint types format hooks clean
+.PHONY: help venv quickstart test test-all test-oldest test-newest test-package lint types format hooks docs clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -51,7 +52,7 @@ test-newest: export XLA_FLAGS ?= --xla_backend_optimization_level=2
 test: lint types
 	$(BIN)/python $(PYTEST) $(SHORT)
 
-test-all: lint types
+test-all: lint types $(DOCUMENTS)
 	$(BIN)/python $(PYTEST)
 
 # Old packages warn of newer ones that they meet, and no longer change.
@@ -78,8 +79,12 @@ format: $(DEVELOPMENT)
 hooks: $(DEVELOPMENT)
 	$(BIN)/pre-commit install
 
+# A warning is an error, and so is a reference within the package that leads nowhere.
+docs: $(DOCUMENTS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find hume_jax configs experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME): requirements.txt setup.cfg
@@ -109,4 +114,9 @@ $(VENV)-newest/.installed: setup.cfg
 $(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
 	@echo "installing the tools for lint, types and tests into $(VENV)" >&2
 	@$(PIP) --requirement requirements-dev.txt
+	@touch $@
+
+$(DOCUMENTS): requirements-docs.txt $(DEVELOPMENT)
+	@echo "installing what builds the documents into $(VENV)" >&2
+	@$(PIP) --requirement requirements-docs.txt
 	@touch $@

@@ -17,6 +17,7 @@ anew. labels.csv stays what the run has found. `python -m hume_jax.predict` and
 
 import sys
 from collections import Counter
+from typing import Any
 
 from absl import flags, logging
 
@@ -60,8 +61,8 @@ def main(argv: list[str]) -> None:
             print(page)
 
 
-def _write_template(finished: prediction.Run, file: object) -> None:
-    if file.exists():  # type: ignore[attr-defined]
+def _write_template(finished: prediction.Run, file: Any) -> None:
+    if file.exists():
         raise UserError(f"{file} is there already: it is written by hand, and stays as it is")
     found = table.read(placed(finished.place) / table.LABELS)
     sizes: Counter[int] = Counter()

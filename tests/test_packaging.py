@@ -3,6 +3,7 @@
 import ast
 import configparser
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -78,6 +79,7 @@ def test_every_imported_distribution_is_required(repository, metadata):
 def test_every_requirement_is_pinned_to_a_version_it_allows(repository, metadata):
     runtime = pins(repository / "requirements.txt")
     development = pins(repository / "requirements-dev.txt")
+    documents = pins(repository / "requirements-docs.txt")
     extras = metadata["options.extras_require"]
     wanted = {
         "requirements.txt": metadata["options"]["install_requires"]
@@ -85,9 +87,14 @@ def test_every_requirement_is_pinned_to_a_version_it_allows(repository, metadata
         + extras["arrays"]
         + extras["baselines"],
         "requirements-dev.txt": extras["dev"],
+        "requirements-docs.txt": extras["docs"],
     }
     for file, text in wanted.items():
-        pinned = runtime if file == "requirements.txt" else runtime | development
+        pinned = {
+            "requirements.txt": runtime,
+            "requirements-dev.txt": runtime | development,
+            "requirements-docs.txt": documents,
+        }[file]
         for requirement in requirements(text):
             pin = pinned[canonicalize_name(requirement.name)]
             (exact,) = pin.specifier
@@ -95,12 +102,13 @@ def test_every_requirement_is_pinned_to_a_version_it_allows(repository, metadata
 
 
 def test_pins_are_exact_and_stated_once(repository):
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    files = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+    for file in files:
         found = requirements((repository / file).read_text())
         assert all([s.operator for s in r.specifier] == ["=="] for r in found)
         assert len({canonicalize_name(r.name) for r in found}) == len(found)
-    both = pins(repository / "requirements.txt").keys() & pins(repository / "requirements-dev.txt")
-    assert not both
+    for one, other in itertools.combinations(files, 2):
+        assert not pins(repository / one).keys() & pins(repository / other).keys(), (one, other)
 
 
 def test_changelog_has_a_section_for_this_version(repository):
@@ -158,6 +166,8 @@ def test_sdist_holds_what_a_contributor_needs(repository, distributions):
         "CONTRIBUTING.md",
         "requirements.txt",
         "requirements-dev.txt",
+        "requirements-docs.txt",
+        "docs/conf.py",
         "configs/common.py",
         "experiments/make_quickstart_data.py",
         "hume_jax/data/quickstart/phi1_train.npy",

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import pathlib
-import re
 import runpy
 import shlex
 import subprocess
 import sys
 import types
 
+import doc_blocks
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +17,8 @@ import pytest
 
 from hume_jax.representations.arrays import formats
 
-N, TEXT = 24, pathlib.Path(__file__).parents[1].joinpath("docs", "recipes.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE))
+N, BLOCKS = 24, doc_blocks.blocks("docs/recipes.md")
+MAIN = "python -m hume_jax.main "
 # Runs the command line up to the search, which prints the paths of its config.
 UP_TO_THE_SEARCH = """
 import sys, types
@@ -40,16 +40,14 @@ def folder(tmp_path, monkeypatch):
 
 def block(section):
     """The one block of Python in a section."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
+    (code,) = [b.text for b in BLOCKS if b.section == section and b.language == "python"]
     return code
 
 
 def command(section):
     """The arguments of the one command in a section."""
-    (line,) = re.findall(
-        r"^    python -m hume_jax\.main ((?:.*\\\n)*.*)$", SECTIONS[section], re.MULTILINE
-    )
-    return shlex.split(line.replace("\\\n", " "))
+    (line,) = [b.text for b in BLOCKS if b.section == section and b.text.startswith(MAIN)]
+    return shlex.split(line.replace("\\\n", " "))[len(MAIN.split()) :]
 
 
 def run_block(section, monkeypatch, **modules):
@@ -89,14 +87,13 @@ class Encoder:
 
 
 def test_every_block_is_run_by_a_test():
-    sections = {name for name, text in SECTIONS.items() if "```python" in text}
-    assert sections == {
+    sections = [b.section for b in BLOCKS if b.language == "python"]
+    assert sections == [
         "Text",
         "Audio",
         "From Hugging Face `datasets`",
         "A table larger than memory",
-    }
-    assert TEXT.count("```python") == len(sections)
+    ]
 
 
 def test_text(monkeypatch, repository):
