@@ -5,8 +5,9 @@
 
 Without a label: how large a part of the rows is taken, and how many of them another vote has in the
 same class, if half of the tasks vote and the rows are those that the other half is sure of. Where
-the run was given labels, ACC (by the one matching of classes of all rows) stands beside it, and how
-many rows would be taken of each class if all were to have the same number.
+the run was given labels, ACC (by the one matching of classes of all rows) stands beside it.
+"Balanced" is what is taken if classes are to have the same number of rows: classes that have any,
+times rows of each.
 
 Writes OUT/table.md.
 """
@@ -27,14 +28,7 @@ from hume_jax.representations import store
 
 AGREEMENT = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MARGIN = (0.0, 0.5, 0.8)
-HEADINGS = (
-    "agreement",
-    "margin",
-    "rows",
-    "same class by the other half",
-    "ACC",
-    "balanced, rows of each of so many classes",
-)
+HEADINGS = ("agreement", "margin", "rows", "same class by the other half", "ACC", "balanced")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +78,7 @@ def _cells(
         f"{len(taken) / len(vote.labels):.3f}",
         f"{np.mean(same):.4f}",
         "-" if right is None or not len(taken) else f"{np.mean(right[taken]):.4f}",
-        f"{even.quota or 0} of {sum(map(bool, even.there.values()))}",
+        f"{sum(map(bool, even.there.values()))} x {even.quota or 0}",
     ]
 
 

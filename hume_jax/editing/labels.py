@@ -77,7 +77,10 @@ def _open(run: prediction.Run) -> store.Dataset:
             f"the arrays of the run in {run.place} are needed to merge or split its classes: "
             f"{error}"
         ) from error
-    kept = json.loads((placed(run.place) / "data.json").read_text())
+    folder = placed(run.place)
+    # Of several seeds, which are runs of the same data, it lies beside their folders.
+    files = [place / "data.json" for place in (folder, folder.parent)]
+    kept = json.loads(next(file for file in files if file.exists()).read_text())
     changes = difference(*map(_without_labels, (kept, store.fingerprint(dataset))))
     if changes:
         raise UserError(

@@ -329,6 +329,64 @@ def test_what_classes_csv_was_not_made_by_is_refused(
         labels.read(run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("spaces", ["given", "second"])
+def test_a_seed_of_several_and_one_space_alone(
+    made: pathlib.Path, tmp_path: pathlib.Path, spaces: str
+) -> None:
+    """Test rows have no phi2 where encoders do not read it, and nobody searches them."""
+    config = config_lib.load("configs/arrays.py")
+    config.update_from_flattened_dict(
+        SMALL | {"search.spaces": spaces, "seeds": (0, 1), "ensemble.vote": "hard"}
+    )
+    for split in ROWS:
+        for name in ("phi1", "phi2")[: 2 if split == "train" or spaces == "second" else 1]:
+            config.data[split][name] = str(made / f"{name}_{split}.npy")
+    pipeline.run(config, tmp_path / "run")
+    folder = tmp_path / "run" / "seed_1"
+    (folder / "classes.yaml").write_text(EDITS)
+    run = prediction.open_run(str(folder))
+    edited = labels.make(run)
+    labels.write(run, edited)
+    run = prediction.edited(run)
+    for split in ROWS:
+        (name,) = run.spaces
+        rows = prediction.open_rows(run, [str(made / f"{name}_{split}.npy")])
+        vote = prediction.label(run, rows).vote
+        np.testing.assert_array_equal(vote.labels, edited.tables[split].labels)
+        np.testing.assert_array_equal(vote.margin, edited.tables[split].margin)
+        assert set(np.unique(vote.labels)) <= set(edited.edits.numbers)
+    assert (edited.tables["train"].labels == 4).any()
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store(
+    made: pathlib.Path,
+    edited: pathlib.Path,
+    object_store: str,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from etils import epath
+
+    from hume_jax import classes, reliable
+
+    place = epath.Path(object_store) / "edited"
+    made_by_edits = ("classes.csv", "classes.json", "report.html", ".lock")
+    for file in edited.iterdir():
+        if file.is_file() and file.name not in made_by_edits:
+            (place / file.name).write_bytes(file.read_bytes())
+    command(classes, f"--run={place}")
+    assert capsys.readouterr().out == f"{place}/classes.csv\n{place}/report.html\n"
+    assert (place / "classes.csv").read_bytes() == (edited / "classes.csv").read_bytes()
+    assert "Class 1: half, of a class" in (place / "report.html").read_text()
+    assert prediction.edited(prediction.open_run(str(place))).parts.keys() == {1}
+    out = made / "store.npz"
+    command(reliable, f"--run={place}", f"--out={out}", "--agreement=0", "--margin=0")
+    with np.load(out) as arrays:
+        assert set(arrays["label"]) == {0, 1, 2, 4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

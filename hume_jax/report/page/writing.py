@@ -57,7 +57,7 @@ def write(
             plain(results),
             folder.metrics(),
             kept,
-            *run_folder.edits_of(folder.path, config.n_classes),
+            *run_folder.edits_of(folder.path, int(results["n_classes"])),
         )
         samples = inlined.collect(run, folder.path)
         folder.write_text(run_folder.PAGE, html.page(run, samples))
