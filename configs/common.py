@@ -46,7 +46,6 @@ def get_config() -> config_dict.ConfigDict:
     config.seeds = ()
 
     # Images that arrays are made from where these are missing.
-    config.prior = _prior()
     config.images = _images()
     # The encoders that make them.
     config.encode = _encode()
@@ -77,6 +76,7 @@ def get_config() -> config_dict.ConfigDict:
     # Imagenette and a hair of the hypergradient (docs/measurements.md).
     config.precision = "highest"
     # Several devices, and what they share.
+    config.prior = _prior()
     config.mesh = _mesh()
     # Outer steps per line of metrics.jsonl; a compiled call may be shorter.
     config.log_every = 10

@@ -243,7 +243,8 @@ def summary(options: argparse.Namespace) -> str:
     rows, totals = [], {method: [0, 0, 0, 0, 0, 0] for method in METHODS}
     for name, case in CASES.items():
         for method, title in METHODS.items():
-            found = [r for d in range(100) if (r := _read(options.out, name, d, method))]
+            read = (_read(options.out, name, draw, method) for draw in options.draws)
+            found = [result for result in read if result is not None]
             if not found:
                 continue
             counts = _counts(found, case.classes)
@@ -259,9 +260,9 @@ def summary(options: argparse.Namespace) -> str:
     return figures.write_table(options.out, head, rows, name="summary")
 
 
-def _read(out: pathlib.Path, name: str, draw: int, method: str) -> dict[str, Any]:
+def _read(out: pathlib.Path, name: str, draw: int, method: str) -> dict[str, Any] | None:
     file = "choose_k.json" if method == "choose_k" else "baselines.json"
-    return figures.read_json(out / f"{name}_{draw}" / file).get(method, {})
+    return figures.read_json(out / f"{name}_{draw}" / file).get(method)
 
 
 def _counts(found: Sequence[dict[str, Any]], truth: int) -> list[int]:

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict
 
@@ -118,6 +117,8 @@ def recommend(
 
     sizes = sizes or Sizes()
     _check(sizes, processes)
+    if not isinstance(placed(workdir), Path):
+        raise UserError(f"--workdir={workdir}: choose_k writes to a local folder alone")
     parallel.check_devices()
     config = prepare(config, sizes)
     with ending():
@@ -125,8 +126,6 @@ def recommend(
         fingerprint = _fingerprint(files, sizes)
         numbers = _fitting(config, files, numbers, sizes)
         with Workdir(workdir, config) as folder:
-            if not isinstance(folder.place, Path):
-                raise UserError(f"--workdir={workdir}: choose_k writes to a local folder alone")
             folder.check_data(fingerprint)
             dataset = halves.sample(config, files, sizes.rows)
             looker = _Looker(config, folder, halves.halve(config, dataset, sizes.pairs))
@@ -277,8 +276,7 @@ def _write(
 ) -> None:
     from hume_jax.report import plots
 
-    draws = criteria.resampled(measured, config.seed)
-    rows = [_row(m, np.std(draws[:, i])) for i, m in enumerate(measured)]
+    *rows, against = _rows([*measured, reference], config.seed)
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([list(rows[0]), *(r.values() for r in rows)])
     folder.write_text("choose_k.csv", lines.getvalue())
@@ -290,19 +288,24 @@ def _write(
             "recommendation": {**found._asdict(), "interval": found.interval},
             "limits": numbers.limits,
             "settings": {**sizes._asdict(), "seed": config.seed},
-            "reference": _row(reference, float(np.std(reference.across))),
+            "reference": against,
             "numbers": rows,
         },
     )
 
 
-def _row(m: Measured, deviation: float) -> dict[str, float]:
-    """What is told of one number of classes."""
+def _rows(measured: Sequence[Measured], seed: int) -> list[dict[str, float]]:
+    """What is told of each number of classes."""
+    errors = criteria.resampled(measured, seed).std(axis=0)
+    return [_row(m, float(error)) for m, error in zip(measured, errors, strict=True)]
+
+
+def _row(m: Measured, error: float) -> dict[str, float]:
     accuracy = m.cv_accuracy
     return {
         "n_classes": m.n_classes,
         "agreement_of_halves": float(m.across.mean()),
-        "agreement_of_halves_se": float(deviation),
+        "agreement_of_halves_se": error,
         "agreement_within_halves": float(m.within.mean()),
         "cv_accuracy": float(accuracy.mean()),
         "cv_accuracy_above_chance": float(criteria.above_chance(accuracy, m.n_classes).mean()),

@@ -2,9 +2,10 @@
 
 Under the uniform prior large classes are cut and small ones joined; without an entropy term classes
 are lost. So tasks are searched for with a little of it first, which holds their classes to no size
-much. Their sizes, sorted and averaged over the tasks, are the prior of another search, which sees
-what the sizes of *all* tasks are; and those that it finds in turn, for as many rounds as
-`prior.rounds` says. The prior of the search itself is that of the last round.
+much. Their sizes, sorted and averaged over the half of the tasks that agrees most with the others,
+are the prior of another search; and those that it finds in turn, for as many rounds as
+`prior.rounds` says. The prior of the search itself is that of the last round. (Of all tasks, sizes
+in their order would be too unequal: those that lost a class or cut one are among them.)
 
 No label is seen: the sizes are those of the tasks.
 """
@@ -59,6 +60,13 @@ def _with(
     return config_dict.ConfigDict(values).lock()
 
 
+def _sizes(tasks: np.ndarray, n_classes: int) -> list[float]:
+    """Shares of the classes, descending, by the half of (S, n) tasks that agrees most."""
+    agreement = aggregate.mean_agreement(aggregate.agreement_matrix(tasks, n_classes))
+    order = aggregate.rank(agreement, highest_first=True)
+    return aggregate.mean_sizes(tasks[order[: -(-len(order) // 2)]], n_classes).tolist()
+
+
 def estimate(
     config: config_dict.ConfigDict,
     folder: Workdir,
@@ -84,7 +92,7 @@ def estimate(
         logging.info("sizes of the classes, round %d of %d", number + 1, config.prior.rounds)
         before = tuple(found[-1]) if found else ()
         tasks = search(rounds(config, before), f"sizes_{number + 1}")
-        sizes = None if tasks is None else aggregate.mean_sizes(tasks, config.n_classes).tolist()
+        sizes = None if tasks is None else _sizes(tasks, config.n_classes)
         found.append(processes.share(sizes))
         if processes.first:
             folder.write_json(FILE, found)

@@ -32,6 +32,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from hume_jax import config as config_lib
 from hume_jax import labelling, pipeline, progress
 from hume_jax.config_checks import LAST_SEED
+from hume_jax.core import selection
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.prediction import SPACES
@@ -187,6 +188,48 @@ class HUME(ClusterMixin, BaseEstimator):
             model.theta, self._arrays(phi1, phi2), model.statistics, model.kind
         )
         return labelling.shares(model, tasks, soft=vote == "soft")
+
+    def reliable(
+        self,
+        agreement: float = selection.AGREEMENT,
+        margin: float = selection.MARGIN,
+        per_class: int | None = None,
+        balanced: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the fit whose class is sure, to train with as if they were labelled.
+
+        Sure is what the tasks agree on. They can agree on a class that people would not have made.
+
+        Args:
+          agreement: least share of the votes for the class, 0 to 1.
+          margin: least share of the votes by which it is ahead of the next, 0 to 1.
+          per_class: take no more rows of a class than this; None: all.
+          balanced: take as many of each class as the class with the fewest sure rows has of them,
+            and no more than `per_class`. A class without one is left out.
+
+        Returns:
+          (m,) int64 row numbers, class by class, the surest of each class first; (m,) int32 labels.
+          Classes that have fewer rows than asked for, or none, are told in a `UserWarning`.
+
+        Raises:
+          UserError: a ValueError: a number out of range.
+        """
+        self._model()
+        try:
+            found = selection.reliable(
+                self.labels_,
+                self.agreement_,
+                self.margin_,
+                least_agreement=agreement,
+                least_margin=margin,
+                per_class=per_class,
+                balanced=balanced,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if found.short:
+            warnings.warn(selection.told(found), stacklevel=2)
+        return found.rows, self.labels_[found.rows]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a fitted estimator to one .npz file of plain arrays, whole or not at all."""

@@ -6,6 +6,8 @@ r"""Labels rows that come later, by the vote of a finished run.
 Which spaces it asks for is a matter of the run: both, or phi1 or phi2 alone (`search.spaces`). A
 flag is given again for each further file of a space, in the order of the run's config. Images (a
 folder, .tar, .zip or tfds:NAME/SPLIT) pass through the encoders that the run's own passed through.
+Names, merges and splits of classes are those of classes.yaml in the run's folder
+(`hume_jax.classes`), if that is there.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,12 @@ _IMAGES = flags.DEFINE_string("images", "", "Images to label, in the place of ar
 _OUT = flags.DEFINE_string(
     "out", "labels.csv", "Where labels go: FILE.csv or FILE.parquet.", allow_override=True
 )
+_EDITS = flags.DEFINE_bool(
+    "edits",
+    True,
+    "Whether names, merges and splits of the run's classes.yaml count.",
+    allow_override=True,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +47,8 @@ def main(argv: list[str]) -> None:
     prediction.check_format(out)
     make_folder(out.parent)
     finished = prediction.open_run(_RUN.value)
+    if _EDITS.value:
+        finished = prediction.edited(finished)
     rows = prediction.open_rows(finished, _files(finished), _IMAGES.value)
     labels = prediction.label(finished, rows)
     prediction.write(out, labels)

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -12,6 +12,9 @@ import numpy as np
 from hume_jax import config as config_lib
 from hume_jax import labelling
 from hume_jax.core import aggregate
+from hume_jax.editing import edits as edits_lib
+from hume_jax.editing import parts, votes
+from hume_jax.editing.edits import Edits
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.progress import rows_progress
@@ -42,6 +45,8 @@ class Run(NamedTuple):
     # Of phi1 and phi2, the spec of the encoder of each file with the SHA-256 of its weights; '' of
     # a file of the user's own.
     encoders: dict[str, list[str]]
+    edits: Edits  # of its classes, by hand; none by `open_run`
+    parts: Mapping[int, labelling.Model] = {}  # of each class that they split
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -62,7 +67,8 @@ class Labels(NamedTuple):
     """Labels of rows."""
 
     vote: aggregate.Vote  # class -1 and no agreement for rows that were left out
-    names: list[str] | None
+    names: list[str] | None  # of their images
+    classes: Mapping[int, str] = {}  # names of classes, where some are given
 
 
 def encoders_of(data: Any) -> dict[str, list[str]]:
@@ -114,7 +120,19 @@ def open_run(place: str) -> Run:
     # Runs of before there was such a file named theirs in the config alone.
     known = files[ENCODERS].exists()
     encoders = json.loads(files[ENCODERS].read_text()) if known else {"phi1": [], "phi2": []}
-    return Run(str(folder), config, model, encoders)
+    return Run(str(folder), config, model, encoders, Edits(model.theta.shape[2]))
+
+
+def edited(run: Run) -> Run:
+    """A run with the edits of its classes, of `classes.yaml` in its folder, if that is there.
+
+    Raises:
+      UserError: the file is not as it may be, or a class that it splits has not been searched yet.
+    """
+    folder = placed(run.place)
+    edits = edits_lib.read(folder / edits_lib.FILE, run.model.theta.shape[2])
+    models = {c: parts.read(folder, run.model, c, n) for c, n in edits.split.items()}
+    return run._replace(edits=edits, parts=models)
 
 
 def open_rows(run: Run, files: Sequence[str], images: str = "") -> Rows:
@@ -173,9 +191,9 @@ def _encoded(run: Run, images: str) -> list[str]:
 
 
 def label(run: Run, rows: Rows) -> Labels:
-    """The run's vote for each row."""
+    """The run's vote for each row, with the edits of its classes."""
     with rows_progress(len(rows.arrays[0]), "labels") as done:
-        vote = labelling.predict(run.model, rows.arrays, done)
+        vote = votes.apply(run.model, rows.arrays, run.edits, run.parts, done)
     if len(rows.left_out):
         kept = np.setdiff1d(np.arange(rows.total), rows.left_out)
         whole = aggregate.Vote(
@@ -184,7 +202,7 @@ def label(run: Run, rows: Rows) -> Labels:
         for all_rows, some in zip(whole, vote, strict=True):
             all_rows[kept] = some
         vote = whole
-    return Labels(vote, rows.names)
+    return Labels(vote, rows.names, run.edits.names)
 
 
 def check_format(out: Path) -> None:
@@ -208,32 +226,40 @@ def write(out: Path, labels: Labels) -> None:
       labels: of all rows.
     """
     vote = labels.vote
-    columns: dict[str, Any] = {
-        "index": np.arange(len(vote.labels)),
-        "label": vote.labels,
-        "agreement": vote.agreement,
-        "margin": vote.margin,
-    }
+    columns: dict[str, Any] = {"index": np.arange(len(vote.labels)), "label": vote.labels}
+    if labels.classes:
+        columns["name"] = [labels.classes.get(c, "") for c in vote.labels.tolist()]
+    columns |= {"agreement": vote.agreement, "margin": vote.margin}
     if labels.names is not None:
         columns["image"] = labels.names
+    write_columns(out, columns)
+
+
+def write_columns(out: Path, columns: Mapping[str, Any]) -> None:
+    """Writes a table of rows, whole or not at all.
+
+    Args:
+      out: FILE.csv or FILE.parquet.
+      columns: values of all rows, under the titles.
+    """
     with atomic_write(out) as file:
         (_write_parquet if out.suffix == ".parquet" else _write_csv)(file, columns)
 
 
-def _write_csv(file: IO[bytes], columns: dict[str, Any]) -> None:
+def _write_csv(file: IO[bytes], columns: Mapping[str, Any]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     shares = [name for name in columns if name in ("agreement", "margin")]
     # As labels.csv of a run has them.
-    shown = columns | {name: [f"{share:.6f}" for share in columns[name]] for name in shares}
+    shown = {**columns} | {name: [f"{share:.6f}" for share in columns[name]] for name in shares}
     writer.writerows(zip(*shown.values(), strict=True))
     text.flush()
     text.detach()
 
 
-def _write_parquet(file: IO[bytes], columns: dict[str, Any]) -> None:
+def _write_parquet(file: IO[bytes], columns: Mapping[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(columns), file)
+    pq.write_table(pa.table(dict(columns)), file)

@@ -20,6 +20,8 @@ VERBS = (
     Verb("run", "hume_jax.main", "finds the classes of a dataset, as a config file says"),
     Verb("encode", "hume_jax.encode", "encodes images to the arrays that a config names"),
     Verb("predict", "hume_jax.predict", "labels new samples by the vote of a finished run"),
+    Verb("classes", "hume_jax.classes", "names, merges and splits classes, as classes.yaml says"),
+    Verb("reliable", "hume_jax.reliable", "lists the surest rows, for semi-supervised training"),
     Verb("choose-k", "hume_jax.choose_k", "tells how many classes the data support"),
     Verb(
         "report",

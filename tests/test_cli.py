@@ -71,7 +71,7 @@ def test_version(hume):
     [
         ("choose_k", "unknown verb 'choose_k'; did you mean 'choose-k'?; there are run, encode"),
         ("pedict", "unknown verb 'pedict'; did you mean 'predict'?"),
-        ("xyz", "unknown verb 'xyz'; there are run, encode, predict, choose-k, report, sweep"),
+        ("xyz", "unknown verb 'xyz'; there are run, encode, predict, classes, reliable, choose-k"),
         ("--config=a.py", "the verb comes first, hume VERB --config=a.py: one of run, encode"),
     ],
 )

@@ -34,7 +34,7 @@ def test_every_field_and_section_has_a_comment(sections, fields):
 def test_sections_and_fields_stand_in_the_order_of_the_file(sections):
     assert [section.name for section in sections] == [
         *("", "images", "encode", "data", "encoder", "search", "inner", "score", "ensemble"),
-        "mesh",
+        *("prior", "mesh"),
     ]
     names = [field.name for field in sections[0].fields]
     assert names[:3] == ["preset", "setting", "n_classes"]

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import threading
 import time
+import warnings
 from typing import Any
 
 import jax.numpy as jnp
@@ -90,6 +91,23 @@ def test_probabilities_are_shares_of_the_votes(fitted: HUME, rows: tuple[np.ndar
     np.testing.assert_allclose(soft.sum(axis=1), 1)
     np.testing.assert_array_equal(soft.argmax(axis=1), fitted.labels_)
     np.testing.assert_allclose(soft.max(axis=1), fitted.agreement_, rtol=1e-6)
+
+
+def test_reliable_rows_are_those_that_reach_both_thresholds(fitted: HUME) -> None:
+    least = float(np.quantile(fitted.margin_, 0.5)), float(np.quantile(fitted.agreement_, 0.3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class may have none
+        rows, labels = fitted.reliable(agreement=least[1], margin=least[0])
+    sure = np.flatnonzero((fitted.margin_ >= least[0]) & (fitted.agreement_ >= least[1]))
+    assert 0 < len(rows) < len(fitted.labels_)
+    np.testing.assert_array_equal(np.sort(rows), sure)
+    np.testing.assert_array_equal(labels, fitted.labels_[rows])
+    rows, labels = fitted.reliable(agreement=0.0, margin=0.0, balanced=True)
+    assert set(np.bincount(labels)) == {np.bincount(fitted.labels_).min()}
+    with pytest.warns(UserWarning, match=r"fewer sure rows than 100000: class 0 \("):
+        fitted.reliable(agreement=0.0, margin=0.0, per_class=100_000)
+    with pytest.raises(UserError, match="the least agreement is 80"):
+        fitted.reliable(agreement=80)
 
 
 def test_labels_are_those_of_the_command_line(

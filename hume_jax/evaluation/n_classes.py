@@ -17,6 +17,7 @@ Nothing here sees labels, nor files or devices: numpy, on the host.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +41,8 @@ _RESAMPLES = 1000
 _HIDDEN = 0.1
 # The next number of a coarse grid is by this factor larger, from where every number is taken.
 _FACTOR, _DENSE_TO = 1.2, 8
-# Tasks agree on a class if they share at least this much of its rows (Jaccard index): with the
-# right number of classes all of them did, with most others some did not (docs/choose_k.md).
+# Tasks agree on a class if they share at least this much of its rows (Jaccard index). Set on two
+# draws, where with the right number they agreed on all classes and with most others not.
 _AGREED = 0.7
 
 
@@ -235,11 +236,19 @@ def recommend(
         spread = f"{plausible[0]}" if len(plausible) == 1 else f"{plausible[0]} to {plausible[-1]}"
         reason = (
             f"{peak} classes: tasks of disjoint halves agree most on them (ARI {curve[peak]:.3f}); "
-            f"{confidence:.0%} of the resamples say so, plausible: {spread}"
+            f"{confidence:.0%} of the resamples say so, plausible: {spread}{_gaps(known, peak)}"
         )
     numbers, counts = np.unique(chosen, return_counts=True)
     shares = dict(zip(numbers.tolist(), (counts / len(chosen)).tolist(), strict=True))
     return Recommendation(value, plausible, shares, confidence, peak, curve[peak], against, reason)
+
+
+def _gaps(known: Sequence[int], peak: int) -> str:
+    """Says that numbers beside the peak were not looked at, if so."""
+    i = known.index(peak)
+    sides = known[max(0, i - 1) : i + 2]
+    missing = [f"{a + 1} to {b - 1}" for a, b in pairwise(sides) if b - a > 1]
+    return f"; not looked at: {' and '.join(missing)}" if missing else ""
 
 
 def _plausible(chosen: np.ndarray, peak: int) -> tuple[int, ...]:

@@ -54,16 +54,15 @@ def main(argv: list[str]) -> None:
 
 
 def _draw(place: str) -> None:
-    from hume_jax.report.page import folder, html, inlined
+    from hume_jax.report.page import folder, writing
 
     opened = folder.open_run(place)
     given = {split: flag.value for split, flag in _SAMPLES.items() if flag.value}
     for split, path in given.items():
         _check_samples(opened.run, split, path)
-    samples = inlined.collect(opened.run, opened.path, given)
-    opened.write(folder.PAGE, html.page(opened.run, samples))
+    page = writing.redraw(opened, given)
     with command_line.printing():
-        print(f"{opened.run.place}/{folder.PAGE}")
+        print(page)
 
 
 def _check_samples(run: "folder.Run", split: str, path: str) -> None:

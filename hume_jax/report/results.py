@@ -280,6 +280,7 @@ def to_csv(
     splits: Mapping[str, Sequence[np.ndarray]],
     images: Mapping[str, Sequence[str]] | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> str:
     """Formats labels.csv, the same bytes for the same labels.
 
@@ -288,21 +289,23 @@ def to_csv(
         for none, and twice (n,) floating from 0 to 1.
       images: the name of each row's image, for splits whose images are known.
       texts: the text of each row, for splits whose texts are known.
+      classes: names of classes, of those that have one.
 
     Returns:
-      A header and one line a row, numbered from 0 in each split; a column ``image`` if any split
-      has names of images, ``sample`` if any has texts.
+      A header and one line a row, numbered from 0 in each split; a column ``name`` if any class has
+      one, ``image`` if any split has names of images, ``sample`` if any has texts.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = ["index", "split", "label", "agreement", "margin"]
+    header = ["index", "split", "label", *(["name"] if classes else []), "agreement", "margin"]
     added = {name: of for name, of in (("image", images), ("sample", texts)) if of}
     writer.writerow([*header, *added])
     for split, (labels, agreement, margin) in splits.items():
         columns = [np.asarray(column).tolist() for column in (labels, agreement, margin)]
         more = [of.get(split) or [""] * len(columns[0]) for of in added.values()]
         for i, (label, share, gap, *names) in enumerate(zip(*columns, *more, strict=True)):
-            writer.writerow([i, split, label, f"{share:.6f}", f"{gap:.6f}", *names])
+            name = [classes.get(label, "")] if classes else []
+            writer.writerow([i, split, label, *name, f"{share:.6f}", f"{gap:.6f}", *names])
     return text.getvalue()
 
 

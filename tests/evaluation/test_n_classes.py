@@ -38,6 +38,12 @@ def test_a_sharp_peak_is_recommended() -> None:
     assert found.shares == {10: 1.0}
 
 
+def test_numbers_beside_the_peak_that_were_not_looked_at_are_told() -> None:
+    found = criteria.recommend(measured({2: 0.5, 5: 0.6, 6: 0.9, 10: 0.5}))
+    assert found.value == 6
+    assert found.reason.endswith("plausible: 6; not looked at: 7 to 9")
+
+
 def test_of_a_coarse_and_a_fine_labelling_that_are_as_sure_the_fine_one_is_taken() -> None:
     curve = {2: 0.97, 3: 0.6, 4: 0.55, 9: 0.8, 10: 0.96, 11: 0.9, 12: 0.85}
     assert criteria.choose(curve) == 10

@@ -68,4 +68,6 @@ def test_hits_are_counted_and_results_kept(
     found = [line for line in lines if line[3:4] == ["k-means, agreement of halves"]]
     # Classes so far apart are found by k-means too.
     assert found[0][5] == "3"
+    # A method that names no number is counted as well.
+    assert {line[4] for line in lines if line[0:1] == ["imagenette3"]} == {"3"}
     assert (tmp_path / "out" / "summary.csv").is_file()

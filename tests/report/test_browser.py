@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import browser
 import made_run
 import pytest
+import yaml
 
 pytestmark = pytest.mark.skipif(
     browser.find() is None, reason=f"needs one of {', '.join(browser.NAMES)} on the path"
@@ -17,24 +18,32 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """A run's page and that of two runs, as the command writes them."""
+    """A run's page, one with names of classes, and that of two runs, as the command writes them."""
     base = tmp_path_factory.mktemp("pages")
     for split in made_run.ROWS:
         (base / f"{split}.json").write_text(json.dumps(made_run.texts(split)))
     made_run.make(base / "a")
     made_run.make(base / "b", n_classes=5, seed=3)
+    made_run.make(base / "named")
+    names = {0: made_run.HOSTILE, 2: "a name that is longer than there is room for on an axis"}
+    (base / "named" / "classes.yaml").write_text(yaml.safe_dump({"names": names}))
     command = [sys.executable, "-m", "hume_jax.report"]
     samples = [f"--{split}_samples={base / split}.json" for split in made_run.ROWS]
     pair = ["--compare", "a", "b", "--out=pair.html"]
     for arguments, printed in (
         (["--run=a", *samples], f"{base / 'a'}/report.html"),
         (pair, "pair.html"),
+        (["--run=named"], f"{base / 'named'}/report.html"),
     ):
         done = subprocess.run(
             [*command, *arguments], cwd=base, capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stdout.strip()) == (0, printed), done.stderr[-2000:]
-    return {"run": base / "a" / "report.html", "pair": base / "pair.html"}
+    return {
+        "run": base / "a" / "report.html",
+        "pair": base / "pair.html",
+        "named": base / "named" / "report.html",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def page(chromium: browser.Browser) -> Iterator[browser.Page]:
     page.call("Page.close")
 
 
-@pytest.mark.parametrize("which", ["run", "pair"])
+@pytest.mark.parametrize("which", ["run", "pair", "named"])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_page_draws_its_charts_and_fits_the_screen(
     page: browser.Page, pages: dict[str, pathlib.Path], which: str, width: int, dark: bool
@@ -68,7 +77,7 @@ def test_page_draws_its_charts_and_fits_the_screen(
     )
     assert page.evaluate(f"{empty}'svg, canvas')).length") == 0
     drawn = page.evaluate("document.querySelectorAll('.draw svg, .draw canvas').length")
-    assert drawn == (7 if which == "run" else 3)
+    assert drawn == (3 if which == "pair" else 7)
     assert page.evaluate("document.title") != "hit"
 
 

@@ -311,3 +311,46 @@ def test_what_cannot_be_drawn_is_told_in_a_line(made: pathlib.Path, tmp_path: pa
     short.write_text("one line\n")
     with pytest.raises(UserError, match="has 1 samples, the arrays have 300 rows"):
         command._check_samples(opened(made), "train", str(short))
+
+
+# ---- names of classes
+
+
+def test_names_stand_wherever_numbers_of_classes_do(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "named"
+    made_run.make(path, noise=0.6)
+    plain = draw(path)
+    (path / "classes.yaml").write_text("names: {0: church, 1: golf <ball>, 2: dog, 3: horn}")
+    page = draw(path)
+    words = ["0 church", "1 golf <ball>", "2 dog", "3 horn"]
+    for c, name in enumerate(("church", "golf &lt;ball&gt;", "dog", "horn")):
+        assert f"<h3>Class {c}: {name}</h3>" in page
+        assert f'<option value="{c}">class {c} {name}</option>' in page
+        assert f">class {c} {name}</a>" in page  # of what to distrust
+        assert f"or class {c} {name}" in page  # of a sample
+        assert f"<td>{name}</td>" in page
+    for text in ("church", "horn", "After classes.yaml"):
+        assert text not in plain
+    drawn = content(page)
+    assert sorted(drawn["data"]["sizes"]["class"]) == words
+    assert sorted(set(drawn["data"]["confusion"]["column"])) == words
+    specs = {chart["name"]: chart["spec"] for chart in drawn["charts"]}
+    called = [param for param in specs["map-class"]["params"] if param["name"] == "called"]
+    assert called[0]["value"] == words
+    # What a point is coloured and chosen by stays its number.
+    assert set(drawn["data"]["points"]["class"]) == set(range(4))
+    points = drawn["data"]["points"]
+    rows = [
+        {"x": 0, "y": 0, "agreement": 1, "class": c, "second": s, "row": 0, "split": "", "true": 0}
+        for c, s in zip(points["class"][:20], points["second"][:20], strict=True)
+    ]
+    spec = specs["map-class"] | {"datasets": {"points": rows}, "width": 300}
+    svg = vl_convert.vegalite_to_svg(spec)
+    assert all(word.replace("<", "&lt;").replace(">", "&gt;") in svg for word in words)
+
+
+def test_the_page_of_a_run_with_a_wrong_file_of_names_is_not_drawn(tmp_path: pathlib.Path) -> None:
+    made_run.make(tmp_path / "made")
+    (tmp_path / "made" / "classes.yaml").write_text("names: {9: a}")
+    with pytest.raises(UserError, match="classes.yaml: names: there is no class 9"):
+        opened(tmp_path / "made")

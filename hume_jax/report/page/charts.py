@@ -64,12 +64,18 @@ def _tip(name: str, title: str, form: str | None = None) -> dict[str, Any]:
     return _field(name, kind, title, **({} if form is None else {"format": form}))
 
 
-def sizes(data: str, expected: float | None) -> Spec:
+def _names_below(slanted: bool) -> dict[str, Any]:
+    """An axis whose labels are numbers, or names, which stand aslant."""
+    return {"labelAngle": -40, "labelLimit": 130} if slanted else {"labelAngle": 0}
+
+
+def sizes(data: str, expected: float | None, *, slanted: bool = False) -> Spec:
     """Bars of the classes' sizes, largest first.
 
     Args:
       data: columns `class`, `order`, `rows`, `agreement`.
       expected: rows that each class was expected to hold, None where they differ.
+      slanted: whether names of classes, not too many, stand on the axis.
     """
     bars = {
         "mark": {"type": "bar"},
@@ -79,7 +85,7 @@ def sizes(data: str, expected: float | None) -> Spec:
                 "ordinal",
                 "class, largest first",
                 sort={"field": "order"},
-                axis={"labelAngle": 0, "labelOverlap": True, "ticks": False},
+                axis={**_names_below(slanted), "labelOverlap": not slanted, "ticks": False},
             ),
             "y": _field("rows", "quantitative", "rows"),
             "tooltip": [
@@ -102,7 +108,13 @@ def sizes(data: str, expected: float | None) -> Spec:
     return _spec(data, 220, layer=[bars, rule])
 
 
-def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, str]]) -> Spec:
+def points(
+    data: str,
+    n_classes: int,
+    colour: str,
+    hints: Sequence[tuple[str, str]],
+    called: Sequence[str] = (),
+) -> Spec:
     """The map of the samples.
 
     Args:
@@ -110,7 +122,9 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
       n_classes: K.
       colour: `class` or `agreement`.
       hints: columns shown where one points, each with its title.
+      called: every class in words, if any has a name.
     """
+    columns = min(n_classes if n_classes <= 8 else -(-n_classes // 2), 3 if called else n_classes)
     by_class = {
         "color": _field(
             "class",
@@ -119,8 +133,9 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
             sort=None,
             scale={"domain": list(range(n_classes))},
             legend={
-                "columns": n_classes if n_classes <= 8 else -(-n_classes // 2),
+                "columns": columns,
                 "symbolOpacity": 1,
+                **({"labelExpr": "called[datum.value]", "labelLimit": 90} if called else {}),
             }
             if n_classes <= LEGEND_CLASSES
             else None,
@@ -149,14 +164,23 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
     return _spec(
         data,
         460,
-        params=[{"name": "chosen", "value": -1}],
+        params=[
+            {"name": "chosen", "value": -1},
+            *([{"name": "called", "value": list(called)}] if called else []),
+        ],
         transform=[
             {"calculate": seen, "as": "opacity"},
             *(
-                {"calculate": f"datum.{name} < 0 ? 'none' : datum.{name}", "as": name}
+                {
+                    "calculate": f"datum.{name} < 0 ? 'none' : "
+                    + (f"called[datum.{name}]" if called and name == "second" else f"datum.{name}"),
+                    "as": name,
+                }
                 for name, _ in hints
                 if name in ("second", "true")
             ),
+            # A field of its own, for colours and the class that is chosen go by the number.
+            *([{"calculate": "called[datum.class]", "as": "in_words"}] if called else []),
         ],
         mark={"type": "point", "filled": True, "size": 26},
         encoding={
@@ -165,7 +189,10 @@ def points(data: str, n_classes: int, colour: str, hints: Sequence[tuple[str, st
             **(by_class if colour == "class" else by_agreement),
             "opacity": {"field": "opacity", "type": "quantitative", "scale": None, "legend": None},
             "tooltip": [
-                *(_tip(name, title) for name, title in hints),
+                *(
+                    _tip("in_words" if called and name == "class" else name, title)
+                    for name, title in hints
+                ),
                 _tip("agreement", "agreement", ".3f"),
             ],
         },
@@ -316,6 +343,7 @@ def heatmap(
     low: float = 0.0,
     named: bool = True,
     written: str | None = None,
+    slanted: bool = False,
 ) -> Spec:
     """Cells coloured by a share.
 
@@ -329,12 +357,17 @@ def heatmap(
       low: the share of the palest colour.
       named: whether cells are named on the axes.
       written: a column whose number stands in the cell.
+      slanted: whether the columns of the matrix have names.
     """
     ticks: dict[str, Any] = {"labels": named, "ticks": False, "labelOverlap": True}
     encoding = {
         "y": _field("row", "ordinal", row, sort=list(order["row"]), axis=ticks),
         "x": _field(
-            "column", "ordinal", column, sort=list(order["column"]), axis={**ticks, "labelAngle": 0}
+            "column",
+            "ordinal",
+            column,
+            sort=list(order["column"]),
+            axis={**ticks, **_names_below(slanted), "labelOverlap": not (named and slanted)},
         ),
     }
     # Every class has its place, whether or not a cell of it is filled.

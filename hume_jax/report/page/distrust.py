@@ -153,7 +153,7 @@ def _classes(run: Run) -> list[Finding]:
 def _pairs(run: Run, classes: Sequence[int]) -> str:
     other, share = run.arrays["other"], run.arrays["other_share"]
     texts = [
-        f"class {c} with {other[c]} ({share[c]:.0%} of its votes)"
+        f"class {run.called(c)} with {run.called(int(other[c]))} ({share[c]:.0%} of its votes)"
         for c in classes[:4]
         if other[c] >= 0
     ]

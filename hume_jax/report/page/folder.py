@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hume_jax.editing import edits as edits_lib
+from hume_jax.editing import table
+from hume_jax.editing.edits import Edits
 from hume_jax.errors import UserError
 from hume_jax.files import atomic_write
 from hume_jax.mirror import Mirror
@@ -26,11 +29,22 @@ class Run(NamedTuple):
     results: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     arrays: Mapping[str, np.ndarray]  # see `gather.gather`
+    edits: Edits = Edits(0)  # of its classes, by hand
+    edited: Mapping[str, Any] | None = None  # what they made of its labels, see `editing.table`
 
     @property
     def name(self) -> str:
         """What the run is called: its folder."""
         return self.place.rstrip("/").rpartition("/")[2]
+
+    def called(self, c: int) -> str:
+        """A class in words: its number, and its name if it has one."""
+        return f"{c} {name}" if (name := self.edits.name_of_found(c)) else str(c)
+
+    @property
+    def called_all(self) -> list[str]:
+        """Every class in words; empty where none has a name."""
+        return list(map(self.called, range(self.n_classes))) if self.edits.names else []
 
     @property
     def n_classes(self) -> int:
@@ -92,8 +106,23 @@ def open_run(where: str) -> Opened:
             f"{place} holds a run of {len(folders)} seeds, each with a page of its own: "
             f"--run={place}/{folders[0]}"
         )
-    run = Run(str(place), config, results, _metrics(path), _arrays(path, place))
+    edits = edits_of(path, int(results["n_classes"]))
+    run = Run(str(place), config, results, _metrics(path), _arrays(path, place), *edits)
     return Opened(run, path, mirror)
+
+
+def edits_of(path: Path, n_classes: int) -> tuple[Edits, Mapping[str, Any] | None]:
+    """The edits of a run's classes, and what they made of its labels where that is known.
+
+    Args:
+      path: the run's folder.
+      n_classes: K.
+
+    Raises:
+      UserError: classes.yaml is not as it may be.
+    """
+    edits = edits_lib.read(path / edits_lib.FILE, n_classes)
+    return edits, table.summary(path, edits) if edits.changes else None
 
 
 def _arrays(path: Path, place: object) -> dict[str, np.ndarray]:

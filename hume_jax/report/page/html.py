@@ -11,7 +11,7 @@ import numpy as np
 from hume_jax.config import flatten
 from hume_jax.progress import count, duration
 from hume_jax.report import results as results_lib
-from hume_jax.report.page import charts, distrust, scores
+from hume_jax.report.page import charts, distrust, edited, scores
 from hume_jax.report.page.charts import Chart
 from hume_jax.report.page.folder import Run
 from hume_jax.report.page.inlined import Inlined, picks
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     name: str
     row: str
     agreement: str
-    second: int  # the class next in favour, -1 for none
+    second: str  # the class next in favour, '' for none
     label: str  # its true class, where that is another than the one matched to this class
     image: str
 
@@ -48,6 +48,7 @@ class ClassView(NamedTuple):
     """A class and the rows that are shown of it."""
 
     number: int
+    name: str
     facts: str
     most: list[Sample]
     least: list[Sample]
@@ -87,6 +88,8 @@ def page(run: Run, samples: Inlined) -> str:
         config=_config(run),
         charts={figure.name: figure for figure in figures},
         class_table=_class_table(run),
+        edits=edited.note(run),
+        edited_table=edited.classes(run),
         classes=_class_views(run, samples),
         open_classes=run.n_classes <= _OPEN_CLASSES,
         task_table=_task_table(run),
@@ -245,7 +248,7 @@ def _sizes(run: Run, data: dict[str, charts.Columns]) -> Chart:
     sizes, agreement = distrust.class_sizes(run), distrust.class_agreement(run)
     order = np.argsort(-sizes, kind="stable")
     data["sizes"] = {
-        "class": order.tolist(),
+        "class": [run.called(c) for c in order] if _named_axis(run) else order.tolist(),
         "order": list(range(len(order))),
         "rows": sizes[order].tolist(),
         "agreement": charts.rounded(agreement[order]),
@@ -258,9 +261,14 @@ def _sizes(run: Run, data: dict[str, charts.Columns]) -> Chart:
         else "Searched rows of each class.",
         f"Bars: from {sizes.max():,} rows in the largest class to {sizes.min():,} in the smallest. "
         "The same numbers are in the table of classes below.",
-        charts.sizes("sizes", expected),
+        charts.sizes("sizes", expected, slanted=_named_axis(run)),
         "sizes",
     )
+
+
+def _named_axis(run: Run) -> bool:
+    """Whether names of classes stand on an axis."""
+    return bool(run.edits.names) and run.n_classes <= charts.NAMED_CELLS
 
 
 def _maps(run: Run, samples: Inlined, data: dict[str, charts.Columns]) -> list[Chart]:
@@ -309,7 +317,7 @@ def _maps(run: Run, samples: Inlined, data: dict[str, charts.Columns]) -> list[C
             f"map-{colour}",
             caption,
             label.format(colour),
-            charts.points("points", run.n_classes, colour, hints),
+            charts.points("points", run.n_classes, colour, hints, run.called_all),
             "points",
             "canvas",
         )
@@ -440,6 +448,7 @@ def _class_table(run: Run) -> Table:
     matched = scores.matched(run)
     columns = [
         Column("Class", "d"),
+        *([Column("Name")] if run.edits.names else []),
         *(Column(f"{name.capitalize()} rows", ",d") for name in run.splits),
         Column("Agreement", ".3f", "share of the tasks' votes for it; higher is better"),
         Column("Weakest task", ".3f", "least share of its rows that a task puts together"),
@@ -456,11 +465,12 @@ def _class_table(run: Run) -> Table:
         rows.append(
             [
                 c,
+                *([run.edits.name_of_found(c) or None] if run.edits.names else []),
                 *arrays["counts"][:, c].tolist(),
                 float(agreement[c]) if there else None,
                 float(arrays["task_class"][:, c].min()) if there else None,
                 float(arrays["unsure"][:, c].sum() / own) if own else None,
-                other if other >= 0 else None,
+                run.called(other) if other >= 0 else None,
                 float(arrays["other_share"][c]) if other >= 0 else None,
                 *([matched.get(c)] if matched else []),
             ]
@@ -483,7 +493,10 @@ def _pair_table(run: Run, samples: Inlined) -> Table | None:
     def row(i: int) -> list[Any]:
         key = names[arrays["map_split"][i]], int(arrays["map_row"][i])
         text = samples.hover(key)
-        return [f"{key[0]} {key[1]}{': ' if text else ''}{text}", int(arrays["map_label"][i])]
+        return [
+            f"{key[0]} {key[1]}{': ' if text else ''}{text}",
+            run.called(int(arrays["map_label"][i])),
+        ]
 
     columns = (arrays[f"pair_{name}"].tolist() for name in ("a", "b", "similarity"))
     pairs = list(zip(*columns, strict=True))[:_PAIRS]
@@ -542,7 +555,7 @@ def _class_views(run: Run, samples: Inlined) -> list[ClassView]:
             samples.names.get((split, row), ""),
             f"{split} row {row}",
             f"{flat['agreement'][i]:.2f}",
-            int(flat["second"][i]),
+            run.called(second) if (second := int(flat["second"][i])) >= 0 else "",
             str(true) if true >= 0 and matched.get(c) != true else "",
             samples.thumbnails.get((split, row), ""),
         )
@@ -553,5 +566,6 @@ def _class_views(run: Run, samples: Inlined) -> list[ClassView]:
         facts = [f"{counts[c]:,} rows", f"agreement {agreement[c]:.2f}"]
         if c in matched:
             facts.append(f"label {matched[c]}")
-        views.append(ClassView(c, ", ".join(facts if counts[c] else ["empty"]), most, least))
+        name = run.edits.name_of_found(c)
+        views.append(ClassView(c, name, ", ".join(facts if counts[c] else ["empty"]), most, least))
     return views

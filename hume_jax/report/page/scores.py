@@ -80,7 +80,9 @@ def _entry(run: Run) -> tuple[np.ndarray, list[str], list[str]] | None:
     entry = run.results["ensemble"][split]
     counts = np.array(entry["confusion"])
     true = [str(c) for c in entry["classes"]]
-    found = [str(c) if c >= 0 else f"none for {true[i]}" for i, c in enumerate(entry["found"])]
+    found = [
+        run.called(c) if c >= 0 else f"none for {true[i]}" for i, c in enumerate(entry["found"])
+    ]
     return counts, true, found
 
 
@@ -121,6 +123,7 @@ def confusion(run: Run, data: dict[str, charts.Columns]) -> charts.Chart | None:
             ],
             named=max(counts.shape) <= charts.NAMED_CELLS,
             written="rows" if written else None,
+            slanted=bool(run.edits.names),
         ),
         "confusion",
         "svg" if written else "canvas",

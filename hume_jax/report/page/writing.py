@@ -13,6 +13,21 @@ from hume_jax.report.page import gather, html, inlined
 from hume_jax.workdir import Workdir, plain
 
 
+def redraw(opened: run_folder.Opened, given: Mapping[str, str] | None = None) -> str:
+    """Writes report.html of a finished run anew, and returns where it is.
+
+    Args:
+      opened: the run.
+      given: what the rows of a split are, in the place of what the run's config says.
+
+    Raises:
+      UserError: what is given cannot be read.
+    """
+    samples = inlined.collect(opened.run, opened.path, given)
+    opened.write(run_folder.PAGE, html.page(opened.run, samples))
+    return f"{opened.run.place}/{run_folder.PAGE}"
+
+
 def write(
     folder: Workdir,
     config: config_dict.ConfigDict,
@@ -37,7 +52,12 @@ def write(
         kept = gather.gather(parts, searched, config.n_classes, scores["agreement_matrix"])
         folder.write_npz(run_folder.ARRAYS, kept)
         run = run_folder.Run(
-            str(folder.place), config.to_dict(), plain(results), folder.metrics(), kept
+            str(folder.place),
+            config.to_dict(),
+            plain(results),
+            folder.metrics(),
+            kept,
+            *run_folder.edits_of(folder.path, config.n_classes),
         )
         samples = inlined.collect(run, folder.path)
         folder.write_text(run_folder.PAGE, html.page(run, samples))

@@ -1,0 +1,1 @@
+"""Found classes named, merged and split by hand: classes.yaml of a run, and what follows."""
