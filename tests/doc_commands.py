@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> None:
 
 def check(commands: list[list[str]]) -> list[str]:
     """What is wrong with the flags of commands, each read by a process that is forked for it."""
-    # What takes long to import is there before.
-    for verb in verbs.VERBS:
-        importlib.import_module(verb.module)
+    # What takes long to import is there before; commands are not, whose flags may share a name.
+    for module in ("pipeline", "prediction"):
+        importlib.import_module(f"hume_jax.{module}")
     return [fault for command in commands if (fault := _fault(command))]
 
 

@@ -198,10 +198,13 @@ def test_the_notebook_gives_what_it_shows(repository, tmp_path):
         "nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3').execute()\n"
         "nbformat.write(notebook, 'again.ipynb')\n"
     )
+    # The kernel draws into the notebook, unless it is told where to.
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    del environment["MPLBACKEND"]
     done = subprocess.run(
         [sys.executable, "-c", script, path],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
