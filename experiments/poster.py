@@ -164,7 +164,7 @@ def lacks_arrays(config: config_dict.ConfigDict) -> bool:
     for split in pairs.SPLITS:
         for field, value in config.data[split].items():
             paths = [value] if isinstance(value, str) else value
-            if field != "labels" and not any(paths):
+            if field in ("phi1", "phi2") and not any(paths):
                 return True
             if any(path and not formats.locate(path)[0].exists() for path in paths):
                 return True

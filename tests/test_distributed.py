@@ -388,7 +388,9 @@ def test_what_others_find_out_while_all_end_is_no_failure(monkeypatch, capsys, s
 
 
 WAITING = """
-import sys
+import signal, sys
+# As in a terminal: work in the background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from hume_jax import joining
 joining._GONE_SECONDS = 1
 joining._RETRY_SECONDS = 0.2
@@ -414,8 +416,6 @@ def test_process_0_goes_while_others_are_waited_for(repository, free_port, numbe
             cwd=repository,
             stderr=subprocess.PIPE,
             text=True,
-            # As in a terminal: work in the background ignores Ctrl-C.
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         for i in range(2)
     ]

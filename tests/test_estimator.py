@@ -150,6 +150,7 @@ def test_one_seed_one_result_whatever_holds_the_rows(
         np.testing.assert_array_equal(again.agreement_, fitted.agreement_)
 
 
+@pytest.mark.slow
 def test_several_files_of_a_space(rows: tuple[np.ndarray, ...]) -> None:
     phi1, phi2, true = rows
     hume = small().fit((phi1[:, :4], phi1[:, 4:]), (phi2,))
@@ -159,12 +160,14 @@ def test_several_files_of_a_space(rows: tuple[np.ndarray, ...]) -> None:
         hume.predict(phi1, phi2)
 
 
+@pytest.mark.slow
 def test_where_encoders_read_phi1_alone_so_does_predict(rows: tuple[np.ndarray, ...]) -> None:
     phi1, phi2, _ = rows
     hume = small(spaces="given").fit(phi1, phi2)
     np.testing.assert_array_equal(hume.predict(phi1), hume.labels_)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(
     fitted: HUME, rows: tuple[np.ndarray, ...], tmp_path: pathlib.Path
 ) -> None:
@@ -305,6 +308,7 @@ def test_ctrl_c_ends_a_fit_with_what_it_has(
         np.testing.assert_array_equal(hume.labels_, fitted.labels_)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_out_tasks_that_were_not_begun(
     rows: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +338,7 @@ def test_a_second_ctrl_c_gives_up(
         small().fit(*rows[:2])
 
 
+@pytest.mark.slow
 def test_fits_in_a_thread(rows: tuple[np.ndarray, ...], fitted: HUME) -> None:
     """Which cannot listen to signals."""
     found = []
@@ -372,6 +377,7 @@ def test_is_one_of_the_public_names() -> None:
         hume_jax.HUM  # noqa: B018
 
 
+@pytest.mark.slow
 def test_one_space_stands_where_scikit_learn_expects_a_clusterer(
     rows: tuple[np.ndarray, ...],
 ) -> None:

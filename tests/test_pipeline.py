@@ -400,6 +400,7 @@ def test_class_prior(search, plain):
     assert np.all((-np.log(0.4) <= excess) & (excess <= -np.log(0.1)))
 
 
+@pytest.mark.slow
 def test_the_order_of_a_class_prior_is_of_no_consequence(search):
     one, other = (
         search(fields={"class_prior": p}) for p in ((0.4, 0.3, 0.2, 0.1), (0.2, 0.4, 0.1, 0.3))

@@ -177,6 +177,7 @@ def photographs(
         yield folder
 
 
+@pytest.mark.slow
 def test_images_pass_through_the_encoders_of_the_run(
     photographs: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +205,7 @@ def test_images_pass_through_the_encoders_of_the_run(
     }
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_refused(photographs: pathlib.Path) -> None:
     run = prediction.open_run(str(photographs / "run"))
     tiny_encoder.write_weights(photographs / "tiny.safetensors", seed=1)
@@ -216,6 +218,7 @@ def test_other_weights_under_the_same_name_are_refused(photographs: pathlib.Path
         tiny_encoder.write_weights(photographs / "tiny.safetensors")
 
 
+@pytest.mark.slow
 def test_a_space_that_the_run_does_not_read_is_not_asked_for(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
