@@ -199,6 +199,7 @@ def test_names_in_parquet(edited: pathlib.Path, made: pathlib.Path) -> None:
     assert table["name"] == [run.edits.names.get(c, "") for c in table["label"]]
 
 
+@pytest.mark.slow
 def test_a_split_that_is_finished_is_used_again_and_one_that_is_not_goes_on(
     edited: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
