@@ -522,7 +522,7 @@ def test_classes_follow_their_definition(folders):
     ],
 )
 def test_why_folders_are_no_classes_is_told(ids, why, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "absl"):
         assert naming.classes("photos", ids).labels is None
     assert f"photos: its folders are not taken for classes, since {why}" in caplog.text
 
