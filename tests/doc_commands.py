@@ -21,7 +21,8 @@ for argument; do
     # What schedulers are to start is noted in their place.
     case $argument in --wrap=*|--command=*) exec bash -c "${argument#*=}";; esac
 done
-{ printf '%s\\037' NAME "$@"; printf '\\036'; } >> NOTED
+# At once: commands may run side by side.
+printf '%s\\036' "$(printf '%s\\037' NAME "$@")" >> NOTED
 """
 _PROGRAMS = ("hume", "python", "sbatch", "gcloud")
 
@@ -67,10 +68,24 @@ def main(arguments: list[str]) -> None:
 
 def check(commands: list[list[str]]) -> list[str]:
     """What is wrong with the flags of commands, each read by a process that is forked for it."""
-    # What takes long to import is there before; commands are not, whose flags may share a name.
-    for module in ("pipeline", "prediction"):
+    # Most are of these, whose import takes long, without JAX: its threads do not stand a fork.
+    often = ("run", "sweep", "encode", "")
+    seldom = [command for command in commands if _verb(command) not in often]
+    found = [_fault(command) for command in seldom]
+    # Not before, for verbs may have flags of one name.
+    for module in ("main", "sweep", "encode"):
         importlib.import_module(f"hume_jax.{module}")
-    return [fault for command in commands if (fault := _fault(command))]
+    found += [_fault(command) for command in commands if _verb(command) in often]
+    return list(filter(None, found))
+
+
+def _verb(command: list[str]) -> str:
+    """The verb of a command, '' of a script."""
+    name, *arguments = command
+    if name == "hume":
+        return arguments[0]
+    by_module = {verb.command.split()[-1]: verb.name for verb in verbs.VERBS}
+    return by_module[arguments[1]] if arguments[0] == "-m" else ""
 
 
 def _fault(command: list[str]) -> str:
@@ -90,17 +105,14 @@ def _fault(command: list[str]) -> str:
 
 def _read_flags(command: list[str]) -> None:
     name, *arguments = command
-    if name == "python" and arguments[0] != "-m":
+    if not (called := _verb(command)):
         _script(*arguments)
         return
-    if name == "python":
-        module, arguments = arguments[1], arguments[2:]
-        (verb,) = [v for v in verbs.VERBS if v.command == f"python -m {module}"]
-    else:
-        verb, arguments = next(v for v in verbs.VERBS if v.name == arguments[0]), arguments[1:]
-    module = importlib.import_module(verb.module)
+    (verb,) = [verb for verb in verbs.VERBS if verb.name == called]
+    arguments = arguments[2:] if name == "python" else arguments[1:]
     # Fields of a config are looked for there.
     sys.argv = [name, *arguments]
+    module = importlib.import_module(verb.module)
     getattr(module, "define_flags", lambda: None)()
     if verb.name in ("predict", "report"):
         command_line.parse_plain(sys.argv)
