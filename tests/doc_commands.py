@@ -114,12 +114,12 @@ def _read_flags(command: list[str]) -> None:
     sys.argv = [name, *arguments]
     module = importlib.import_module(verb.module)
     getattr(module, "define_flags", lambda: None)()
-    if verb.name in ("predict", "report"):
-        command_line.parse_plain(sys.argv)
-    elif verb.name == "sweep":
+    if verb.name == "sweep":
         module.parse_arguments(arguments)
-    elif "--list" not in arguments:
+    elif any(argument.startswith("--config") for argument in arguments):
         command_line.parse_flags(sys.argv)
+    elif "--list" not in arguments:
+        command_line.parse_plain(sys.argv)
 
 
 def _script(path: str, *arguments: str) -> None:
