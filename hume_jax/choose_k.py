@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 from ml_collections import config_dict
 
-from hume_jax import class_sizes, command_line
+from hume_jax import command_line, config_checks
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 from hume_jax.evaluation import n_classes as criteria
@@ -143,7 +143,7 @@ def prepare(config: config_dict.ConfigDict, sizes: Sizes) -> config_dict.ConfigD
       UserError: as `config.resolve`, or there is a class prior, which is one of some K.
     """
     config = config_dict.ConfigDict(config)
-    if config.class_prior and config.class_prior != class_sizes.ESTIMATE:
+    if config.class_prior and config.class_prior != config_checks.ESTIMATE:
         raise UserError(
             "config field 'class_prior' is of one number of classes: leave it () to choose one"
         )

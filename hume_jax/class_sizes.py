@@ -17,18 +17,18 @@ import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
+from hume_jax import config_checks
 from hume_jax.core import aggregate
 from hume_jax.processes import ALONE, Processes
 from hume_jax.workdir import Workdir
 
-# What `class_prior` says for it, and where a run keeps what it has estimated, round by round.
-ESTIMATE = "estimate"
+# Where a run keeps what it has estimated, round by round.
 FILE = "class_sizes.json"
 
 
 def asked_for(config: config_dict.ConfigDict) -> bool:
     """Whether the class prior of a resolved config is to be estimated."""
-    return config.class_prior == ESTIMATE
+    return config.class_prior == config_checks.ESTIMATE
 
 
 def following(

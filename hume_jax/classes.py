@@ -37,10 +37,7 @@ _TEMPLATE = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     """Does what the flags say."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-    if not _RUN.value:
-        raise UserError("no run: give --run=WORKDIR, the folder of a finished run")
+    del argv  # all of it is in FLAGS
     finished = prediction.open_run(_RUN.value)
     file = placed(finished.place) / edits.FILE
     if _TEMPLATE.value:

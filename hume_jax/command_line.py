@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
@@ -107,30 +108,33 @@ def run(main: Callable[[list[str]], None], sections: Collection[str] | None = No
     app.run(guarded(main), flags_parser=guarded(parse_flags))
 
 
-def run_plain(main: Callable[[list[str]], None]) -> None:
+def run_plain(main: Callable[[list[str]], None], *, arguments: bool = False) -> None:
     """Runs a command that takes no config, or prints its help where that is asked for.
 
     Args:
-      main: it is given what is left once the flags are read, which may stand before them.
+      main: it is given what is left once the flags are read.
+      arguments: whether it takes some beside its flags, which may stand before them.
     """
     module = sys.modules[main.__module__]
     if helped(module, lambda: command_help.of_module(module), ()):
         return
     hush_backends()
-    app.run(guarded(main), flags_parser=guarded(parse_plain))
+    parse = functools.partial(parse_plain, arguments=arguments)
+    app.run(guarded(main), flags_parser=guarded(parse))
 
 
-def parse_plain(argv: list[str]) -> list[str]:
+def parse_plain(argv: list[str], *, arguments: bool = False) -> list[str]:
     """Reads the flags of a command that takes no config, which may stand behind other arguments.
 
     Args:
       argv: the command line, as in `sys.argv`.
+      arguments: whether others than flags may be left.
 
     Returns:
       What is left of it, the name of the program first.
 
     Raises:
-      UserError: an unknown flag, or a value that is not of its type.
+      UserError: an unknown flag, a value that is not of its type, or an argument that is no flag.
     """
     # They are known, since this module is there, but nobody would look at them.
     others = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])}
@@ -139,10 +143,18 @@ def parse_plain(argv: list[str]) -> list[str]:
             raise UserError(f"unknown command line flag {match[1]!r}")
     FLAGS.set_gnu_getopt()
     try:
-        return FLAGS(argv)
+        rest = FLAGS(argv)
     except flags.Error as error:
         text = str(error)
         raise UserError(text[:1].lower() + text[1:]) from error
+    return rest if arguments else _no_arguments(rest)
+
+
+def _no_arguments(rest: list[str]) -> list[str]:
+    """What is left of a command line, once it is known to be the name of the program alone."""
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    return rest
 
 
 def helped(
@@ -201,9 +213,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
     except flags.Error as error:
         raise UserError(_tidy(str(error), config)) from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-    return rest
+    return _no_arguments(rest)
 
 
 def _find_config(argv: list[str]) -> tuple[int, str]:

@@ -37,8 +37,6 @@ _FIELD_FLAG = re.compile(r"--(no)?config\.(?P<name>[^=]+)(=.*)?", re.DOTALL)
 # The types of `class_prior` and of `n_classes`: numbers, or a word.
 PRIOR = (tuple, str)
 NUMBER = (int, str)
-# What `n_classes` is where a run is to choose it, see `choose_k`.
-AUTO = "auto"
 
 # Fields that say how fast a run is, what it tells and what it keeps meanwhile; but for rounding
 # they change nothing of what it finds.
@@ -69,7 +67,7 @@ class _NumberParser(flags.ArgumentParser):
     """Reads `10` as a number and `auto` as the word."""
 
     def parse(self, argument: Any) -> int | str:
-        return argument if argument == AUTO else int(argument)
+        return argument if argument == config_checks.AUTO else int(argument)
 
     def flag_type(self) -> str:
         return "whole number or auto"

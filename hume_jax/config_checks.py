@@ -7,6 +7,9 @@ from typing import Any
 
 from hume_jax.errors import UserError
 
+# What `n_classes` and `class_prior` are where a run is to find them, see `choose_k` and
+# `class_sizes`.
+AUTO, ESTIMATE = "auto", "estimate"
 # The values a text field may take.
 CHOICES: dict[str, tuple[str, ...]] = {
     "setting": ("inductive", "transductive"),
@@ -122,7 +125,7 @@ def check_values(flat: Mapping[str, Any]) -> None:
             raise UserError(f"config field {name!r} has no value: set it, or choose a preset")
     for name in CHOICES:
         check_choice(name, flat[name])
-    if isinstance(flat["n_classes"], str) and flat["n_classes"] != "auto":
+    if isinstance(flat["n_classes"], str) and flat["n_classes"] != AUTO:
         raise UserError(
             f"config field 'n_classes' is {flat['n_classes']!r}, it must be a whole number, or "
             "'auto' to choose one"
@@ -144,7 +147,7 @@ def check_values(flat: Mapping[str, Any]) -> None:
             f"config field 'seeds' is {seeds}, it must hold different whole numbers from 0 to "
             f"{LAST_SEED}, e.g. (0, 1, 2), or () for 'seed' alone"
         )
-    if flat["class_prior"] == "estimate" and len(seeds) > 1:
+    if flat["class_prior"] == ESTIMATE and len(seeds) > 1:
         raise UserError(
             "config field 'seeds': sizes of classes are estimated for one seed at a time: give "
             "'seed', or 'class_prior' as numbers"
@@ -221,7 +224,7 @@ def paths(field: str, value: Any, encoders: str | Sequence[str] = "") -> str | t
 def prior(weights: Iterable[float] | str, n_classes: int | str) -> tuple[float, ...] | str:
     """Checks the class prior and scales it to sum 1; () stands for the uniform one."""
     if isinstance(weights, str):
-        if weights != "estimate":
+        if weights != ESTIMATE:
             raise UserError(
                 f"config field 'class_prior' is {weights!r}, it must be numbers in brackets, "
                 "'estimate', or () for the uniform prior"

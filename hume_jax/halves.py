@@ -192,7 +192,6 @@ def _search(
     config: config_dict.ConfigDict, half: Half, looked_at: Rows, seed: int, programs: Programs
 ) -> np.ndarray:
     """Labels of all rows by each task that was searched on a half: (M, n) int32."""
-    jax.config.update("jax_default_matmul_precision", "highest")
     own = config_dict.ConfigDict(config)
     with own.unlocked():
         own.seed, own.seeds, own.search.rows = seed, (), "memory"
@@ -201,7 +200,9 @@ def _search(
     plan = planning.make_plan(own, len(half.numbers), columns, half.maps.widths)
     found = rows.stored(own, checked, half.maps)
     prior = np.log(planning.class_prior(own))
-    theta, dropped = search_loop.encoders(plan, found, prior, programs)
+    # As a run has it.
+    with jax.default_matmul_precision("highest"):
+        theta, dropped = search_loop.encoders(plan, found, prior, programs)
     if np.all(dropped):
         raise UserError(
             f"every task was dropped at {own.n_classes} classes: lower search.learning_rate or "

@@ -147,11 +147,7 @@ def check(model: Model, arrays: Sequence[Array], names: Sequence[str]) -> None:
                 f"{name} has {array.shape[1]} columns, in the search it had {width}: it must come "
                 "from the same model"
             )
-        if len(array) != len(arrays[0]):
-            raise UserError(
-                f"{names[0]} has {len(arrays[0])} rows, {name} {len(array)}: they must hold the "
-                "same samples in the same order"
-            )
+    checks.check_same_rows(names, arrays)
     for name, array in zip(names, arrays, strict=True):
         checks.scan(Path(name), array)
 
@@ -184,17 +180,16 @@ def model_of(
     members = np.take_along_axis(theta[ensemble.members], order[:, None, :], axis=2)
     model = Model(members, statistics, kind)
     voters = aggregate.relabel(tasks[ensemble.members], ensemble.permutations)
-    k = theta.shape[2]
+    k, labels = theta.shape[2], ensemble.vote.labels
     if evenness is not None:
-        start = ensemble.vote.labels
-        soft = consensus.consensus(voters, start, k, evenness=evenness, prior=prior)
-        model = model._replace(tables=soft.tables, weights=soft.weights)
+        soft = consensus.consensus(voters, labels, k, evenness=evenness, prior=prior)
+        model, labels = model._replace(tables=soft.tables, weights=soft.weights), soft.vote.labels
     for _ in range(_ORDERINGS):
-        sizes = np.bincount(vote(model, voters).labels, minlength=k)
-        by_size = np.argsort(-sizes, kind="stable")
+        by_size = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
         if np.all(np.diff(by_size) > 0):
             break
         model, voters = _renumbered(model, by_size), np.argsort(by_size)[voters]
+        labels = vote(model, voters).labels
     return model
 
 

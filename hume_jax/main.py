@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_dict
 
-from hume_jax import command_line
+from hume_jax import command_line, config_checks
 from hume_jax import config as config_lib
 from hume_jax.errors import UserError
 from hume_jax.processes import leave
@@ -125,7 +125,7 @@ def _encoded(
 
 def _check(config: config_dict.ConfigDict, coming: Mapping[str, Stored] | None = None) -> None:
     # The least number will do where one is to be chosen.
-    number = 2 if config.n_classes == config_lib.AUTO else config.n_classes
+    number = 2 if config.n_classes == config_checks.AUTO else config.n_classes
     store.check_headers(config.data, number, config.setting, coming, spaces=config.search.spaces)
 
 

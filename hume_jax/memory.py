@@ -179,7 +179,7 @@ def encoder_bytes(tasks: int, phi1: int, n_classes: int) -> int:
     return _FLOAT * tasks * phi1 * n_classes
 
 
-def score_bytes(rows: int, columns: int, n_classes: int, tasks: int) -> int:
+def score_bytes(rows: int, columns: int, n_classes: int, tasks: int, waiting: int = 0) -> int:
     """Bytes of the cross-validation of found tasks: the rows, those of a fold, the fits.
 
     Args:
@@ -187,9 +187,11 @@ def score_bytes(rows: int, columns: int, n_classes: int, tasks: int) -> int:
       columns: the most of a second space.
       n_classes: K.
       tasks: of the run.
+      waiting: columns of the other second spaces, whose rows are there while one is scored in.
     """
     each = score_task_bytes(rows, n_classes)
-    return 4 * _FLOAT * rows * columns + min(tasks * each, max(SCORE_BATCH, each))
+    held = _FLOAT * rows * (4 * columns + waiting)
+    return held + min(tasks * each, max(SCORE_BATCH, each))
 
 
 def score_task_bytes(rows: int, n_classes: int) -> int:

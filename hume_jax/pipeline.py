@@ -1,6 +1,7 @@
 """``run(config, workdir)``: the one place where files, devices and the algorithm meet."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -18,6 +19,7 @@ from ml_collections import config_dict
 import hume_jax
 from hume_jax import (
     class_sizes,
+    config_checks,
     labelling,
     parallel,
     planning,
@@ -119,7 +121,7 @@ def _run(
             logging.warning("nothing is profiled: there are no steps left")
         return finished or {}
     asked, chosen = config, None
-    if config.n_classes == config_lib.AUTO:
+    if config.n_classes == config_checks.AUTO:
         chosen = _number_of_classes(config, folder, files, processes)
         config = config_dict.ConfigDict({**config.to_dict(), "n_classes": chosen.value}).lock()
     # Before the folder is taken, so that a plan or data that will not do leave nothing behind.
@@ -298,11 +300,15 @@ class _Run:
         self.numbers = np.flatnonzero(dropped == 0)
         theta = theta[self.numbers]
         tasks = self._tasks(theta)
-        scores = self._scores(tasks)
+        # For the tasks and for their vote, unless both were scored before a restart.
+        scored = functools.cache(lambda: scoring.scored_rows(self.config, self.splits))
+        scores = self._scores(tasks, scored)
         ensemble = self._ensemble(tasks, scores)
         found = self._label(theta, tasks, ensemble)
-        of_vote = self._vote_scores(found)
-        self.unsupported = self._unsupported(tasks[ensemble.members], found)
+        vote = np.concatenate([part.vote.labels for part in found.values()][: len(self.splits)])
+        of_vote = self._kept("vote_scores", lambda: self._score(vote[None], scored))
+        scored.cache_clear()
+        self.unsupported = self._unsupported(tasks[ensemble.members], vote)
         floor_and_ceiling = self._baselines()
         self.seconds["score"] = time.perf_counter() - searched
         return self._report(tasks, scores, ensemble, found, floor_and_ceiling, of_vote)
@@ -389,13 +395,12 @@ class _Run:
         with rows_progress(split.n, "labels") as done:
             return labelling.predict(model, split.phi1.arrays, done)
 
-    def _scores(self, tasks: np.ndarray) -> dict[str, np.ndarray]:
+    def _scores(
+        self, tasks: np.ndarray, scored: Callable[[], scoring.ScoredRows]
+    ) -> dict[str, np.ndarray]:
         """Label-free scores of every task, (S,) each, and their agreement (S, S)."""
         k = self.config.n_classes
-        scores = self._kept(
-            "scores",
-            lambda: scoring.score_tasks(self.config, self.splits, tasks, np.log(self.prior)),
-        )
+        scores = self._kept("scores", lambda: self._score(tasks, scored))
         rough = int(np.sum(scores["residual"] > self.config.score.tolerance))
         if rough:
             logging.warning(
@@ -410,14 +415,11 @@ class _Run:
             "collapsed": aggregate.collapsed(tasks, k, self.prior),
         }
 
-    def _vote_scores(self, found: dict[str, Found]) -> dict[str, np.ndarray]:
-        """Label-free scores of the vote, (1,) each."""
-        names = ("train", "test")[: len(self.splits)]
-        labels = np.concatenate([found[name].vote.labels for name in names])[None]
-        return self._kept(
-            "vote_scores",
-            lambda: scoring.score_tasks(self.config, self.splits, labels, np.log(self.prior)),
-        )
+    def _score(
+        self, labels: np.ndarray, scored: Callable[[], scoring.ScoredRows]
+    ) -> dict[str, np.ndarray]:
+        """Label-free scores of (S, n) labels of the searched rows, (S,) each."""
+        return scoring.score_tasks(self.config, self.splits, labels, np.log(self.prior), scored())
 
     def _ensemble(self, tasks: np.ndarray, scores: dict[str, np.ndarray]) -> aggregate.Ensemble:
         """The vote of the best tasks by the config's selector."""
@@ -444,11 +446,9 @@ class _Run:
             found["test"] = Found(own, self._predict(model, test))
         return found
 
-    def _unsupported(self, voters: np.ndarray, found: dict[str, Found]) -> list[str]:
+    def _unsupported(self, voters: np.ndarray, vote: np.ndarray) -> list[str]:
         """Warnings if the rows do not support as many classes as were asked for."""
-        votes = [part.vote.labels for part in found.values()][: len(self.splits)]
-        labels = np.concatenate(votes)
-        lines = n_classes.unsupported(voters, labels, self.config.n_classes, prior=self.prior)
+        lines = n_classes.unsupported(voters, vote, self.config.n_classes, prior=self.prior)
         for line in lines:
             logging.warning("%s", line)
         return lines

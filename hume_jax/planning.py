@@ -117,7 +117,13 @@ def make_plan(
     scored = min(config.score.rows, n)
     _check_fits(
         f"scoring on {scored} rows needs",
-        memory.score_bytes(scored, max(inner), config.n_classes, config.n_tasks),
+        memory.score_bytes(
+            scored,
+            max(inner),
+            config.n_classes,
+            config.n_tasks,
+            waiting=sum(inner) - max(inner),
+        ),
         available,
         "lower score.rows",
     )

@@ -39,10 +39,7 @@ _EDITS = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     """Labels what the flags say."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-    if not _RUN.value:
-        raise UserError("no run: give --run=WORKDIR, the folder of a finished run")
+    del argv  # all of it is in FLAGS
     out = Path(_OUT.value).expanduser()
     prediction.check_format(out)
     make_folder(out.parent)

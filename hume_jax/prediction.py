@@ -98,8 +98,10 @@ def open_run(place: str) -> Run:
     """Reads what a run has left to label by.
 
     Raises:
-      UserError: the folder is no run's, or the run is not finished.
+      UserError: no folder is given, it is no run's, or the run is not finished.
     """
+    if not place:
+        raise UserError("no run: give --run=WORKDIR, the folder of a finished run")
     folder = placed(place)
     files = {name: folder / name for name in ("config.json", MODEL, "results.json", ENCODERS)}
     if not files["config.json"].exists():

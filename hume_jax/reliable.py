@@ -58,10 +58,7 @@ _FORMS = (".csv", ".parquet", ".txt", ".npz")
 
 def main(argv: list[str]) -> None:
     """Lists what the flags say."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-    if not _RUN.value:
-        raise UserError("no run: give --run=WORKDIR, the folder of a finished run")
+    del argv  # all of it is in FLAGS
     out = Path(_OUT.value).expanduser()
     if out.suffix not in _FORMS:
         raise UserError(f"--out={out} is none of FILE{', FILE'.join(_FORMS)}")

@@ -1,6 +1,7 @@
 """What a finished search is judged by: label-free scores of its tasks, floor and ceiling."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,12 @@ from hume_jax import memory
 from hume_jax.core import aggregate
 from hume_jax.evaluation import generalization
 from hume_jax.progress import Progress, count
-from hume_jax.representations.arrays.kept import Array
-from hume_jax.representations.prepare import NormalisedRows, inner_rows, space_statistics
+from hume_jax.representations.prepare import (
+    InnerRows,
+    NormalisedRows,
+    inner_rows,
+    space_statistics,
+)
 from hume_jax.representations.scaling import Statistics
 from hume_jax.representations.store import Dataset, Split
 
@@ -21,34 +26,66 @@ from hume_jax.representations.store import Dataset, Split
 _BOUNDED = 2**30
 
 
+class ScoredRows(NamedTuple):
+    """What tasks are scored on, in second spaces that do not depend on the search."""
+
+    folds: np.ndarray  # (F, n / F) row numbers
+    spaces: tuple[InnerRows, ...]  # of these rows, in the order of the folds
+
+
+def scored_rows(config: config_dict.ConfigDict, splits: Sequence[Split]) -> ScoredRows:
+    """Draws the rows that tasks are scored on, and prepares them in each second space.
+
+    Centred, scaled and preconditioned with `score.penalty`, whatever the search did, so that scores
+    of different settings compare.
+
+    Args:
+      config: resolved.
+      splits: the searched ones.
+    """
+    settings, n = config.score, sum(split.n for split in splits)
+    folds = generalization.folds(n, settings.folds, settings.rows, config.seed)
+    files = zip(*(split.phi2.arrays for split in splits), strict=True)
+    spaces = tuple(
+        inner_rows(
+            arrays,
+            normalised=True,
+            precondition=True,
+            directions=0,
+            penalty=settings.penalty,
+            rows=folds.reshape(-1),
+        )
+        for arrays in files
+    )
+    return ScoredRows(folds, spaces)
+
+
 def score_tasks(
     config: config_dict.ConfigDict,
     splits: Sequence[Split],
     tasks: np.ndarray,
     log_prior: np.ndarray,
+    rows: ScoredRows | None = None,
 ) -> dict[str, np.ndarray]:
-    """Scores tasks on their hard labels, in second spaces that do not depend on the search.
-
-    Centred, scaled and preconditioned with `score.penalty`, whatever the search did, so that scores
-    of different settings compare. Several second spaces are averaged.
+    """Scores tasks on their hard labels. Several second spaces are averaged.
 
     Args:
       config: resolved.
       splits: the searched ones.
       tasks: (S, n) int32 hard labels of the searched rows.
       log_prior: (K,).
+      rows: of `scored_rows`, where they are there already.
 
     Returns:
       The fields of `generalization.Generalization`, (S,) float32 each.
     """
     logging.info("scoring %s by cross-validation", count(len(tasks), "labelling"))
-    files = list(zip(*(split.phi2.arrays for split in splits), strict=True))
-    rows = generalization.folds(tasks.shape[1], config.score.folds, config.score.rows, config.seed)
-    batches = _batches(len(tasks), rows.size, config.n_classes)
-    with Progress(len(files) * len(batches) * len(rows), "scores", unit="fits") as progress:
+    folds, spaces = rows or scored_rows(config, splits)
+    batches = _batches(len(tasks), folds.size, config.n_classes)
+    with Progress(len(spaces) * len(batches) * len(folds), "scores", unit="fits") as progress:
         found = [
-            _score_in(config, arrays, tasks, rows, batches, log_prior, progress.update)
-            for arrays in files
+            _score_in(config, space, tasks, folds, batches, log_prior, progress.update)
+            for space in spaces
         ]
     return {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
 
@@ -63,7 +100,7 @@ def _batches(tasks: int, rows: int, n_classes: int) -> list[slice]:
 
 def _score_in(
     config: config_dict.ConfigDict,
-    arrays: Sequence[Array],
+    space: InnerRows,
     tasks: np.ndarray,
     folds: np.ndarray,
     batches: Sequence[slice],
@@ -73,14 +110,6 @@ def _score_in(
     """Scores in one second space."""
     settings = config.score
     rows = folds.reshape(-1)
-    space = inner_rows(
-        arrays,
-        normalised=True,
-        precondition=True,
-        directions=0,
-        penalty=settings.penalty,
-        rows=rows,
-    )
     x, penalty = jnp.asarray(space.x), jnp.asarray(space.penalty)
     # The rows were taken in the folds' order, so the folds are consecutive now.
     consecutive = jnp.arange(rows.size, dtype=jnp.int32).reshape(folds.shape)

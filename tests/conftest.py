@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 
 # Before matplotlib is imported: tests have no display. Inherited by the commands that tests run.
@@ -166,6 +167,38 @@ def two_processes(free_port: int) -> Callable[..., None]:
             assert worker.returncode == 0, text[-3000:]
 
     return run
+
+
+@pytest.fixture
+def command() -> Callable[..., None]:
+    """A command without a config, in this process, which has parsed other flags before."""
+    from absl import flags
+
+    from hume_jax import command_line
+
+    def run(module: types.ModuleType, *arguments: str) -> None:
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flag.unparse()
+        argv = command_line.guarded(command_line.parse_plain)(["command", *arguments])
+        command_line.guarded(module.main)(argv)
+
+    return run
+
+
+@pytest.fixture
+def mistake(command: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that such a command answers a mistake with, and ends by status 2."""
+
+    def told(module: types.ModuleType, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            command(module, *arguments)
+        printed = capsys.readouterr()
+        assert (ended.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+        assert printed.err.startswith("error: ")
+        return printed.err
+
+    return told
 
 
 @pytest.fixture

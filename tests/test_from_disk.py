@@ -212,9 +212,8 @@ def test_how_often_each_file_is_read(run, monkeypatch):
     n = TRAIN + TEST
     # Values checked, mean; labels of the tasks, labels of the model.
     assert read[D1] == 4 * n
-    # Values checked, mean and Gram matrix; three times the folds, of 66, that tasks are scored on,
-    # and as often those of the vote.
-    assert read[D2] == 2 * n + 6 * 198
+    # Values checked, mean and Gram matrix; three times the folds, of 66, that tasks are scored on.
+    assert read[D2] == 2 * n + 3 * 198
 
 
 def test_labelling_counts_its_rows(disk, folder, monkeypatch):

@@ -110,39 +110,16 @@ def test_mistakes_are_told_in_a_line(
     says: str,
     folder: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    parsed: Callable[[tuple[str, ...]], None],
+    mistake: Callable[..., str],
 ) -> None:
+    from hume_jax import predict as command
+
     monkeypatch.chdir(folder)
     for name, seeds in (("part", []), ("seeds", [4, 5])):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "config.json").write_text(json.dumps({"seeds": seeds}))
     (folder / "part" / "model.npz").touch()
-    with pytest.raises(SystemExit) as ended:
-        parsed(arguments)
-    assert ended.value.code == 2
-    printed = capsys.readouterr()
-    assert says in printed.err
-    assert printed.err.startswith("error: ")
-    assert (printed.err.count("\n"), printed.out) == (1, "")
-
-
-@pytest.fixture
-def parsed() -> Callable[[tuple[str, ...]], None]:
-    """The command in this process, which has parsed other flags before."""
-    from absl import flags
-
-    from hume_jax import command_line
-    from hume_jax import predict as command
-
-    def run(arguments: tuple[str, ...]) -> None:
-        flags.FLAGS.unparse_flags()
-        for flag in flags.FLAGS.get_key_flags_for_module(command):
-            flag.unparse()
-        argv = command_line.guarded(command_line.parse_plain)(["predict", *arguments])
-        command_line.guarded(command.main)(argv)
-
-    return run
+    assert says in mistake(command, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -286,7 +286,7 @@ def mean_sizes(tasks: np.ndarray, n_classes: int) -> np.ndarray:
       that a prior of them leaves every class possible.
     """
     counts = np.sort(class_counts(tasks, n_classes), axis=1)[:, ::-1]
-    shares = np.maximum(counts.mean(axis=0) / np.shape(tasks)[1], 1 / (20 * n_classes))
+    shares = np.maximum(counts.mean(axis=0) / np.shape(tasks)[1], least_rows(1, n_classes))
     return shares / shares.sum()
 
 
@@ -302,6 +302,18 @@ def classes_used(labels: np.ndarray, n_classes: int, smallest: float = 1) -> int
       The number of such classes.
     """
     return int((class_counts(labels[None], n_classes)[0] >= smallest).sum())
+
+
+def least_rows(n: int, n_classes: int, prior: Sequence[float] | np.ndarray | None = None) -> float:
+    """Rows below which a class counts as lost: a twentieth of those that the smallest should hold.
+
+    Args:
+      n: rows in all.
+      n_classes: K.
+      prior: (K,) probabilities of the classes, uniform by default.
+    """
+    least = 1.0 / n_classes if prior is None else float(np.min(prior))
+    return n * least / 20
 
 
 def collapsed(
@@ -320,8 +332,8 @@ def collapsed(
     Returns:
       (S,) bool.
     """
-    least = 1.0 / n_classes if prior is None else float(np.min(prior))
-    return class_counts(tasks, n_classes).min(axis=1) < np.shape(tasks)[1] * least / 20
+    least = least_rows(np.shape(tasks)[1], n_classes, prior)
+    return class_counts(tasks, n_classes).min(axis=1) < least
 
 
 def rank(

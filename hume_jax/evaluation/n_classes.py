@@ -340,8 +340,7 @@ def unsupported(
     """
     advice = "python -m hume_jax.choose_k looks for the number that the rows support"
     counts = np.bincount(labels, minlength=n_classes)
-    least = len(labels) * (1 / n_classes if prior is None else float(np.min(prior))) / 20
-    small = counts < least
+    small = counts < aggregate.least_rows(len(labels), n_classes, prior)
     warnings = []
     if np.any(small):
         warnings.append(

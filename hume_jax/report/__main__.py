@@ -90,7 +90,7 @@ def _compare(first: str, second: str) -> None:
 
 def run() -> None:
     """`python -m hume_jax.report`."""
-    command_line.run_plain(main)
+    command_line.run_plain(main, arguments=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.utils import check_array
 
 from hume_jax.errors import UserError
+from hume_jax.representations.arrays import checks
 from hume_jax.representations.store import Dataset, Space, Split
 
 # What a space may hold as it is. Integers and booleans become the first.
@@ -32,14 +33,8 @@ def dataset(
         Space(tuple(arrays), each(name, arrays), ())
         for arrays, name in zip((phi1, phi2), names, strict=True)
     )
-    n = len(first.arrays[0])
-    for path, array in zip(second.paths, second.arrays, strict=True):
-        if len(array) != n:
-            raise UserError(
-                f"{first.paths[0]} has {n} rows, {path} {len(array)}: they must hold the same "
-                "samples in the same order"
-            )
-    return Dataset(Split(first, second, None, n), None)
+    checks.check_same_rows((*first.paths, *second.paths), (*first.arrays, *second.arrays))
+    return Dataset(Split(first, second, None, len(first.arrays[0])), None)
 
 
 def each(name: str, arrays: Sequence[Any]) -> tuple[str, ...]:
@@ -63,14 +58,9 @@ def space(values: Any, name: str) -> tuple[np.ndarray, ...]:
     """
     several = values if isinstance(values, tuple) else (values,)
     names = each(name, several)
-    arrays = [_array(one, own) for one, own in zip(several, names, strict=True)]
-    for own, array in zip(names, arrays, strict=True):
-        if len(array) != len(arrays[0]):
-            raise UserError(
-                f"{names[0]} has {len(arrays[0])} rows, {own} {len(array)}: they must hold the "
-                "same samples in the same order"
-            )
-    return tuple(arrays)
+    arrays = tuple(_array(one, own) for one, own in zip(several, names, strict=True))
+    checks.check_same_rows(names, arrays)
+    return arrays
 
 
 def _array(values: Any, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hume_jax.editing import table as label_files
 from hume_jax.evaluation import metrics
 from hume_jax.progress import count, duration
 from hume_jax.report.page import charts, distrust, folder, html, scores
@@ -87,7 +88,9 @@ def _side(letter: str, place: str) -> Side:
     opened = folder.open_run(place)
     file = opened.path / "data.json"
     data = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return Side(letter, opened.run, folder.labels(opened.path), data, opened.path)
+    tables = label_files.read(opened.path / label_files.LABELS)
+    labels = {split: own.labels for split, own in tables.items()}
+    return Side(letter, opened.run, labels, data, opened.path)
 
 
 def _same_rows(a: Side, b: Side) -> tuple[list[str], str]:

@@ -183,12 +183,3 @@ def names(path: Path, wanted: Iterable[tuple[str, int]]) -> dict[str, dict[tuple
                     if row[column]:
                         found.setdefault(column, {})[key] = row[column]
     return found
-
-
-def labels(path: Path) -> dict[str, np.ndarray]:
-    """Reads the labels of each split from labels.csv, (n,) int64 each, -1 for none."""
-    found: dict[str, list[int]] = {}
-    with open(path / "labels.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["split"], []).append(int(row["label"]))
-    return {name: np.array(values, np.int64) for name, values in found.items()}

@@ -6,7 +6,7 @@ import math
 import os
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -209,6 +209,16 @@ def check_label_values(path: Path, labels: np.ndarray) -> None:
             raise UserError(
                 f"{path} has no class name in row {nameless[0]} (counted from 0): labels are "
                 "integers or class names, one for every row"
+            )
+
+
+def check_same_rows(names: Sequence[str], arrays: Sequence[Array]) -> None:
+    """Raises a `UserError` unless arrays of these names, for the message, have as many rows."""
+    for name, array in zip(names, arrays, strict=True):
+        if len(array) != len(arrays[0]):
+            raise UserError(
+                f"{names[0]} has {len(arrays[0])} rows, {name} {len(array)}: they must hold the "
+                "same samples in the same order"
             )
 
 
